@@ -1,0 +1,91 @@
+"""Types, reductions over clients, the client axis, rounds and runs."""
+
+from cedarjax.core.batches import Stream as Stream
+from cedarjax.core.batches import batch_indices as batch_indices
+from cedarjax.core.batches import check_positive as check_positive
+from cedarjax.core.batches import mean_loss as mean_loss
+from cedarjax.core.batches import num_batches as num_batches
+from cedarjax.core.batches import shuffled_epochs as shuffled_epochs
+from cedarjax.core.batches import take_rows as take_rows
+from cedarjax.core.cohort import MapFn as MapFn
+from cedarjax.core.cohort import cohort_map as cohort_map
+from cedarjax.core.dataset import FederatedDataset as FederatedDataset
+from cedarjax.core.dataset import pad_cohort as pad_cohort
+from cedarjax.core.dataset import sample_cohort as sample_cohort
+from cedarjax.core.dataset import take_clients as take_clients
+from cedarjax.core.names import layer_bytes as layer_bytes
+from cedarjax.core.names import layer_mask as layer_mask
+from cedarjax.core.names import layer_names as layer_names
+from cedarjax.core.names import leaf_names as leaf_names
+from cedarjax.core.rounds import federated_round as federated_round
+from cedarjax.core.run import History as History
+from cedarjax.core.run import RunState as RunState
+from cedarjax.core.run import init_run as init_run
+from cedarjax.core.run import run_rounds as run_rounds
+from cedarjax.core.steps import masked_scan as masked_scan
+from cedarjax.core.streaming import streamed_round as streamed_round
+from cedarjax.core.told import take_info as take_info
+from cedarjax.core.trees import accumulator as accumulator
+from cedarjax.core.trees import finite_rows as finite_rows
+from cedarjax.core.trees import gram as gram
+from cedarjax.core.trees import num_clients as num_clients
+from cedarjax.core.trees import sq_norms as sq_norms
+from cedarjax.core.trees import weighted_mean as weighted_mean
+from cedarjax.core.trees import weighted_sum as weighted_sum
+from cedarjax.core.types import Aggregator as Aggregator
+from cedarjax.core.types import ClientData as ClientData
+from cedarjax.core.types import Cohort as Cohort
+from cedarjax.core.types import FederatedAlgorithm as FederatedAlgorithm
+from cedarjax.core.types import LocalUpdate as LocalUpdate
+from cedarjax.core.types import LossFn as LossFn
+from cedarjax.core.types import Params as Params
+from cedarjax.core.types import PyTree as PyTree
+from cedarjax.core.types import RoundInfo as RoundInfo
+from cedarjax.core.types import ServerState as ServerState
+from cedarjax.core.types import Upload as Upload
+
+__all__ = [
+    "Aggregator",
+    "ClientData",
+    "Cohort",
+    "FederatedAlgorithm",
+    "FederatedDataset",
+    "History",
+    "LocalUpdate",
+    "LossFn",
+    "MapFn",
+    "Params",
+    "PyTree",
+    "RoundInfo",
+    "RunState",
+    "ServerState",
+    "Stream",
+    "Upload",
+    "accumulator",
+    "batch_indices",
+    "check_positive",
+    "cohort_map",
+    "federated_round",
+    "finite_rows",
+    "gram",
+    "init_run",
+    "layer_bytes",
+    "layer_mask",
+    "layer_names",
+    "leaf_names",
+    "masked_scan",
+    "mean_loss",
+    "num_batches",
+    "num_clients",
+    "pad_cohort",
+    "run_rounds",
+    "sample_cohort",
+    "shuffled_epochs",
+    "sq_norms",
+    "streamed_round",
+    "take_clients",
+    "take_info",
+    "take_rows",
+    "weighted_mean",
+    "weighted_sum",
+]

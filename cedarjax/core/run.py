@@ -1,0 +1,125 @@
+"""A whole training run as one `lax.scan`: cohorts are sampled, gathered, trained and scattered back on the device."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cedarjax.core.dataset import FederatedDataset, sample_cohort
+from cedarjax.core.types import FederatedAlgorithm, Params, PyTree, ServerState
+
+
+class RunState(NamedTuple):
+    """All that a run needs to go on; save it and it resumes bit for bit."""
+
+    server: ServerState
+    """The server's state; `server.params` is the model."""
+    clients: PyTree
+    """States of all clients, leaves `[N, ...]`."""
+
+
+class History(NamedTuple):
+    """What happened in each round, leaves `[R, ...]`."""
+
+    client_id: jax.Array
+    """`[R, C]` int32, who took part."""
+    weights: jax.Array
+    """`[R, C]`, with what weight."""
+    info: PyTree
+    """The algorithm's info of each round."""
+
+
+def init_run(algorithm: FederatedAlgorithm, dataset: FederatedDataset, params: Params) -> RunState:
+    """State of a run before its first round.
+
+    Args:
+      algorithm: the algorithm.
+      dataset: the clients that train, `N` of them.
+      params: initial parameters.
+
+    Returns:
+      A `RunState`.
+    """
+    one = algorithm.init_client(params)
+    clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (dataset.num_clients, *jnp.shape(x))), one)
+    return RunState(algorithm.init(params), jax.tree.map(lambda x: jnp.array(x, copy=True), clients))
+
+
+def run_rounds(
+    algorithm: FederatedAlgorithm,
+    dataset: FederatedDataset,
+    state: RunState,
+    key: jax.Array,
+    *,
+    num_rounds: int,
+    num_clients: int | None = None,
+    byzantine: jax.Array | None = None,
+    weighting: str = "examples",
+    eval_fn: Callable[[Params, jax.Array], PyTree] | None = None,
+    eval_every: int = 1,
+) -> tuple[RunState, History, PyTree]:
+    """Runs `num_rounds` rounds on the device.
+
+    Round `r`, counted from the first round of the run, uses `fold_in(key, r)` for everything: two calls of 50 rounds are one call of
+    100, bit for bit. The function is pure: jit it once, donate `state`, vmap it over `key`, over initial states, or over
+    hyper-parameters that the algorithm closes over.
+
+    Args:
+      algorithm: what a round does.
+      dataset: the clients that train.
+      state: from `init_run` or from an earlier call.
+      key: PRNG key of the whole run.
+      num_rounds: static number of rounds.
+      num_clients: clients per round, drawn uniformly without replacement; default: all.
+      byzantine: `[N]` bool, the clients that simulated attacks speak for.
+      weighting: `"examples"` or `"uniform"`, see `take_clients`.
+      eval_fn: `(params, key) -> metrics`, called after every `eval_every` rounds with a key that is the same each time.
+      eval_every: rounds between evaluations; must divide `num_rounds`.
+
+    Returns:
+      The next state, the history `[R, ...]`, and the metrics `[R // eval_every, ...]` (`None` without `eval_fn`).
+
+    Raises:
+      ValueError: if `num_rounds` is negative, `eval_every` does not divide it, or `num_clients` is out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, optax
+      >>> import cedarjax as cj
+      >>> values, owner = np.array([1.0, 3.0, 5.0], np.float32), np.array([0, 0, 1])
+      >>> dataset = cj.data.federated_dataset(values, owner)
+      >>> local = cj.local.sgd(lambda w, x, key: 0.5 * jnp.mean((w - x) ** 2), optax.sgd(0.5), batch_size=2)
+      >>> algorithm = cj.federated_round(local, optax.chain(cj.robust.mean(), optax.sgd(1.0)))
+      >>> state = cj.init_run(algorithm, dataset, jnp.float32(0.0))
+      >>> state, history, _ = cj.run_rounds(algorithm, dataset, state, jax.random.key(0), num_rounds=20)
+      >>> print(state.server.params.round(3), history.client_id.shape)
+      3.0 (20, 2)
+    """
+    if num_rounds < 0:
+        raise ValueError(f"num_rounds must be at least 0, got {num_rounds}.")
+    if eval_every < 1 or (eval_fn is not None and num_rounds % eval_every):
+        raise ValueError(f"eval_every must be at least 1 and divide num_rounds, got {eval_every} and {num_rounds}.")
+    cohort_size = dataset.num_clients if num_clients is None else num_clients
+
+    def one_round(state: RunState, _: None) -> tuple[RunState, History]:
+        sample_key, step_key = jax.random.split(jax.random.fold_in(key, state.server.round))
+        cohort = sample_cohort(sample_key, dataset, cohort_size, weighting=weighting, byzantine=byzantine)
+        cohort = cohort._replace(state=jax.tree.map(lambda x: x.at[cohort.client_id].get(mode="clip"), state.clients))
+        server, client_state, info = algorithm.step(state.server, cohort, step_key)
+        clients = jax.tree.map(
+            lambda all_clients, new: all_clients.at[cohort.client_id].set(new, mode="drop"), state.clients, client_state
+        )
+        return RunState(server, clients), History(cohort.client_id, cohort.weights, info)
+
+    if eval_fn is None:
+        state, history = jax.lax.scan(one_round, state, None, length=num_rounds)
+        return state, history, None
+
+    eval_key = jax.random.fold_in(key, jnp.uint32(2**32 - 1))
+
+    def segment(state: RunState, _: None) -> tuple[RunState, tuple[History, PyTree]]:
+        state, history = jax.lax.scan(one_round, state, None, length=eval_every)
+        return state, (history, eval_fn(state.server.params, eval_key))
+
+    state, (history, metrics) = jax.lax.scan(segment, state, None, length=num_rounds // eval_every)
+    return state, jax.tree.map(lambda x: x.reshape(num_rounds, *x.shape[2:]), history), metrics

@@ -1,0 +1,143 @@
+"""Local training with any optax optimiser, plain or with a proximal term.
+
+Sources: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, `Communication-Efficient Learning of Deep Networks from Decentralized Data
+<https://arxiv.org/abs/1602.05629>`_, 2017 (FedAvg's client); Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, `Federated Optimization in
+Heterogeneous Networks <https://arxiv.org/abs/1812.06127>`_, 2020 (FedProx).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cedarjax.core import (
+    ClientData,
+    LocalUpdate,
+    LossFn,
+    Params,
+    PyTree,
+    Upload,
+    batch_indices,
+    check_positive,
+    masked_scan,
+    num_batches,
+    shuffled_epochs,
+    take_rows,
+)
+
+NumStepsFn = Callable[[ClientData, jax.Array], jax.Array]
+
+
+class LocalInfo(NamedTuple):
+    """What one client's training tells."""
+
+    loss: jax.Array
+    """Mean of the batch losses, each taken before its step."""
+    num_steps: jax.Array
+    """int32, optimiser steps done."""
+
+
+def sgd(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    num_epochs: int = 1,
+    num_steps_fn: NumStepsFn | None = None,
+) -> LocalUpdate:
+    """Local epochs over shuffled batches.
+
+    `theta <- theta + tx.update(grad loss(theta; batch))`, with a fresh optimiser state each round. A client does
+    `ceil(num_epochs * num_examples / batch_size)` steps over its own examples (support and query alike), however many rows of
+    padding follow them; see `core.batches` for a last batch that is not full.
+
+    Args:
+      loss_fn: `(params, batch, key) -> scalar`.
+      tx: optax optimiser; runs from `tx.init` in every round.
+      batch_size: examples per batch.
+      num_epochs: passes over the client's examples.
+      num_steps_fn: `(data, key) -> int32`: how many of its steps this client manages this round (a straggler fewer, never more);
+        default: all of them.
+
+    Returns:
+      A `LocalUpdate` over `ClientData` without client state, info `LocalInfo`.
+
+    Raises:
+      ValueError: if `batch_size` or `num_epochs` is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import cedarjax as cj
+      >>> local = cj.local.sgd(lambda w, x, key: 0.5 * jnp.mean((w - x) ** 2), optax.sgd(0.5), batch_size=2)
+      >>> data = cj.ClientData(jnp.array([1.0, 3.0, 9.9]), num_examples=jnp.int32(2), num_support=jnp.int32(1))
+      >>> upload, _, info = local.update(jnp.float32(0.0), (), data, jax.random.key(0))
+      >>> print(upload.delta, info.num_steps)
+      -1.0 1
+    """
+    return prox(0.0, loss_fn, tx, batch_size=batch_size, num_epochs=num_epochs, num_steps_fn=num_steps_fn)
+
+
+def prox(
+    mu: float | jax.Array,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    num_epochs: int = 1,
+    num_steps_fn: NumStepsFn | None = None,
+) -> LocalUpdate:
+    """Local epochs on the loss plus a pull towards the broadcast parameters, `loss(theta) + mu / 2 * ||theta - shared||^2`.
+
+    Args:
+      mu: strength of the pull, at least 0; 0 is `sgd`. A traced scalar is allowed, so that it can be swept by vmap.
+      loss_fn: `(params, batch, key) -> scalar`.
+      tx: optax optimiser; sees the gradient of the sum.
+      batch_size: examples per batch.
+      num_epochs: passes over the client's examples.
+      num_steps_fn: as in `sgd`; FedProx's stragglers.
+
+    Returns:
+      A `LocalUpdate` over `ClientData` without client state, info `LocalInfo` (its loss is without the proximal term).
+
+    Raises:
+      ValueError: if `mu` is negative, or `batch_size` or `num_epochs` is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import cedarjax as cj
+      >>> loss_fn = lambda w, x, key: 0.5 * jnp.mean((w - x) ** 2)
+      >>> local = cj.local.prox(1.0, loss_fn, optax.sgd(0.5), batch_size=1, num_epochs=40)
+      >>> data = cj.ClientData(jnp.array([2.0]), num_examples=jnp.int32(1), num_support=jnp.int32(1))
+      >>> print(local.update(jnp.float32(0.0), (), data, jax.random.key(0))[0].delta)
+      -1.0
+    """
+    if isinstance(mu, int | float) and mu < 0:
+        raise ValueError(f"mu must be at least 0, got {mu}.")
+    check_positive(batch_size=batch_size, num_epochs=num_epochs)
+    pulls = not (isinstance(mu, int | float) and mu == 0)
+
+    def update(shared: Params, client_state: PyTree, data: ClientData, key: jax.Array) -> tuple[Upload, PyTree, LocalInfo]:
+        length = jax.tree.leaves(data.examples)[0].shape[0]
+        order_key, loss_key, steps_key = jax.random.split(key, 3)
+        stream = shuffled_epochs(order_key, jnp.int32(0), data.num_examples, length=length, num_epochs=num_epochs)
+        num_steps = num_batches(data.num_examples, batch_size, num_epochs)
+        if num_steps_fn is not None:
+            num_steps = jnp.clip(num_steps_fn(data, steps_key).astype(jnp.int32), 0, num_steps)
+
+        def step(carry: tuple[Params, PyTree], index: jax.Array) -> tuple[tuple[Params, PyTree], jax.Array]:
+            params, opt_state = carry
+            batch = take_rows(data.examples, batch_indices(stream, index, batch_size))
+            loss, grads = jax.value_and_grad(loss_fn)(params, batch, jax.random.fold_in(loss_key, index))
+            if pulls:
+                grads = jax.tree.map(lambda g, p, s: g + jnp.asarray(mu, g.dtype) * (p - s), grads, params, shared)
+            step_update, opt_state = tx.update(grads, opt_state, params)
+            return (optax.apply_updates(params, step_update), opt_state), loss
+
+        max_steps = num_batches(length, batch_size, num_epochs)
+        (params, _), loss = masked_scan(step, (shared, tx.init(shared)), num_steps, max_steps)
+        delta = jax.tree.map(jnp.subtract, shared, params)
+        return Upload(delta), client_state, LocalInfo(loss, jnp.asarray(num_steps, jnp.int32))
+
+    return LocalUpdate(lambda params: (), update)

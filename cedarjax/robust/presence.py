@@ -1,0 +1,69 @@
+"""Which rows of the updates a rule may read: absent and non-finite clients out, leaf by leaf."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cedarjax.core.trees import finite_rows, num_clients
+from cedarjax.core.types import PyTree
+
+
+class Presence(NamedTuple):
+    """The clients as a rule sees them."""
+
+    weights: PyTree
+    """Tree of `[C]` leaves shaped like the updates, 0 for an absent or non-finite client and for a layer left out."""
+    present: jax.Array
+    """`[C]` bool, clients that uploaded at least one leaf, all of it finite."""
+    nonfinite: jax.Array
+    """`[C]` bool, clients that uploaded a number that is not finite."""
+
+
+def read_presence(updates: PyTree, weights: PyTree | None) -> Presence:
+    """Reads the weights of a round and removes clients whose upload is not finite.
+
+    Args:
+      updates: tree with leaves `[C, ...]`.
+      weights: `None` for equal weights, `[C]`, or a tree of `[C]` leaves shaped like `updates`; 0 = absent.
+
+    Returns:
+      A `Presence`. What an absent client or a left-out layer holds is never read.
+
+    Raises:
+      ValueError: if the client axes or the structures disagree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> presence = read_presence({"a": jnp.array([1.0, jnp.nan, jnp.nan])}, jnp.array([2.0, 1.0, 0.0]))
+      >>> print(presence.weights, presence.nonfinite)
+      {'a': Array([2., 0., 0.], dtype=float32)} [False  True False]
+    """
+    count = num_clients(updates)
+    structure = jax.tree.structure(updates)
+    if weights is None:
+        weights = jnp.ones(count, jnp.float32)
+    per_layer = jax.tree.structure(weights) == structure and not jax.tree_util.treedef_is_leaf(structure)
+    if not per_layer and jax.tree.structure(weights) != jax.tree.structure(0):
+        raise ValueError(
+            f"weights must be one [C] vector or a tree of [C] vectors shaped like the updates, got the structure "
+            f"{jax.tree.structure(weights)} for updates of the structure {structure}."
+        )
+    for leaf in jax.tree.leaves(weights):
+        if jnp.shape(leaf) != (count,):
+            raise ValueError(
+                f"weights must be [C] with C = {count}, the client axis of updates, got the shape {jnp.shape(leaf)}."
+            )
+
+    if per_layer:
+        uploaded = [leaf > 0 for leaf in jax.tree.leaves(weights)]
+        finite = [finite_rows(leaf) for leaf in jax.tree.leaves(updates)]
+        sent = jnp.stack(uploaded).any(axis=0)
+        bad = jnp.stack([u & ~f for u, f in zip(uploaded, finite, strict=True)]).any(axis=0)
+    else:
+        sent = weights > 0
+        bad = sent & ~finite_rows(updates)
+    kept = jax.tree.map(lambda w: jnp.where(bad | ~(w > 0), jnp.zeros_like(w), w), weights)
+    if not per_layer:
+        kept = jax.tree.map(lambda _: kept, updates)
+    return Presence(kept, sent & ~bad, bad)

@@ -1,0 +1,299 @@
+"""Laws of a `LocalUpdate`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from cedarjax.core import (
+    Aggregator,
+    ClientData,
+    Cohort,
+    FederatedAlgorithm,
+    LocalUpdate,
+    Params,
+    PyTree,
+    cohort_map,
+    federated_round,
+    num_clients,
+    weighted_mean,
+)
+from cedarjax.core.rounds import client_keys
+from cedarjax.testing.cases import cast, check_laws, close, count_traces, filled, finite, take, where_rows, widths
+
+
+class LocalUpdateCase(NamedTuple):
+    """A local update and what its laws are checked on."""
+
+    local_update: LocalUpdate
+    """The kernel."""
+    params: Params
+    """What the server broadcasts."""
+    data: ClientData
+    """Clients, best of unequal sizes, leaves `[C, M, ...]`."""
+    mesh: Mesh | None = None
+    """Devices for the laws about layout; without them the mesh is left out."""
+    dtypes: tuple[Any, ...] = ()
+    """Further dtypes of parameters and examples in which the kernel is to work."""
+    seed: int = 0
+    """Seed of all keys."""
+    rtol: float = 1e-4
+    """Relative tolerance."""
+    atol: float = 1e-5
+    """Absolute tolerance."""
+
+
+Layout = tuple[int | None, Mesh | None]
+"""Arguments of `cohort_map`."""
+
+
+def _mapped(update: Callable, layout: Layout, params: Params, state: PyTree, data: ClientData, keys: jax.Array) -> tuple:
+    return cohort_map(*layout)(update, params, state, data, keys)
+
+
+def _work(case: LocalUpdateCase, cohort: Cohort, layout: Layout = (None, None), *, jit: bool = True) -> tuple:
+    """Upload, client state and info of every client, `[C, ...]`; laws that ask for the same work share its compilation."""
+    keys = client_keys(jax.random.key(case.seed), cohort.client_id)
+    run = jax.jit(_mapped, static_argnums=(0, 1)) if jit else _mapped
+    return run(case.local_update.update, layout, case.params, cohort.state, cohort.data, keys)
+
+
+def _cohort(case: LocalUpdateCase) -> Cohort:
+    """The clients of the case; those that keep a state have one round behind them."""
+    count = num_clients(case.data)
+    one = case.local_update.init(case.params)
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
+    cohort = Cohort(case.data, jnp.arange(1, count + 1, dtype=jnp.float32), jnp.arange(count, dtype=jnp.int32), state)
+    if not jax.tree.leaves(state):
+        return cohort
+    return cohort._replace(state=_work(case._replace(seed=case.seed + 1), cohort)[1])
+
+
+def _mean() -> Aggregator:
+    def update(
+        updates: PyTree, state: tuple, params: Params | None = None, *, weights: PyTree, **extra: PyTree
+    ) -> tuple[PyTree, tuple]:
+        return weighted_mean(updates, weights), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+
+def _algorithm(local_update: LocalUpdate, layout: Layout) -> FederatedAlgorithm:
+    return federated_round(local_update, optax.chain(_mean(), optax.sgd(1.0)), cohort_map(*layout))
+
+
+def _averaged(local_update: LocalUpdate, layout: Layout, params: Params, cohort: Cohort, key: jax.Array) -> tuple:
+    algorithm = _algorithm(local_update, layout)
+    state, client_state, _ = algorithm.step(algorithm.init(params), cohort, key)
+    return state.params, client_state
+
+
+def _round(case: LocalUpdateCase, cohort: Cohort, layout: Layout = (None, None)) -> tuple[Params, PyTree]:
+    """Parameters after one round of averaging, and the client states."""
+    run = jax.jit(_averaged, static_argnums=(0, 1))
+    return run(case.local_update, layout, case.params, cohort, jax.random.key(case.seed))
+
+
+def _layouts(case: LocalUpdateCase) -> dict[str, Layout]:
+    layouts: dict[str, Layout] = {"chunks": (2, None), "loop": (1, None)}
+    if case.mesh is not None:
+        layouts |= {"a mesh": (None, case.mesh), "chunks on a mesh": (2, case.mesh)}
+    return layouts
+
+
+def keeps_shapes(case: LocalUpdateCase) -> None:
+    """Deltas have the shapes and dtypes of the parameters, states keep theirs, masks hold scalars in {0, 1}, infos are small."""
+    data = jax.tree.map(lambda x: x[0], case.data)
+    for dtype in (None, *case.dtypes):
+        with widths(jnp.float32 if dtype is None else dtype):
+            params, one = (case.params, data) if dtype is None else (cast(case.params, dtype), cast(data, dtype))
+            state = jax.eval_shape(case.local_update.init, params)
+            upload, after, info = jax.eval_shape(case.local_update.update, params, state, one, jax.random.key(0))
+            chex.assert_trees_all_equal_shapes_and_dtypes(upload.delta, params)
+            chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    size = sum(x.size for x in jax.tree.leaves(case.params))
+    for leaf in jax.tree.leaves(info):
+        assert leaf.ndim <= 1 and leaf.size < size, f"info must hold scalars and short vectors, got the shape {leaf.shape}"
+    if upload.mask is not None:
+        chex.assert_trees_all_equal_structs(upload.mask, case.params)
+        cohort = _cohort(case)
+        mask = jax.tree.leaves(_work(case, cohort)[0].mask)
+        chex.assert_shape(mask, cohort.weights.shape)
+        assert all(bool(((m == 0) | (m == 1)).all()) for m in mask), f"a mask must be 0 or 1, got {mask}"
+
+
+def agrees_without_jit(case: LocalUpdateCase) -> None:
+    """Jitted and not jitted, every client's results are the same."""
+    cohort = _cohort(case)
+    close(case, "jit against no jit", _work(case, cohort), _work(case, cohort, jit=False))
+
+
+def agrees_across_layouts(case: LocalUpdateCase) -> None:
+    """One vmap, chunks, a loop, a mesh, and chunks on a mesh give every client the same results."""
+    cohort = _cohort(case)
+    work = _work(case, cohort)
+    for name, layout in _layouts(case).items():
+        close(case, f"{name} against one vmap", _work(case, cohort, layout), work)
+
+
+def ignores_padding(case: LocalUpdateCase) -> None:
+    """Padding rows are never read, whatever they hold and however many they are."""
+    cohort = _cohort(case)
+    examples, counts, _ = case.data
+
+    def padded(extra: int, value: float) -> Cohort:
+        wide = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)), examples)
+        columns = jnp.arange(jax.tree.leaves(wide)[0].shape[1])
+        nonsense = where_rows(columns[None, :] < counts[:, None], wide, filled(wide, value))
+        return cohort._replace(data=case.data._replace(examples=nonsense))
+
+    work = _work(case, cohort)
+    close(case, "padding of NaN against the given padding", _work(case, padded(0, jnp.nan)), work)
+    close(case, "three more rows of padding against the given width", _work(case, padded(3, jnp.inf)), work)
+
+
+def ignores_absent_clients(case: LocalUpdateCase) -> None:
+    """A cohort with rows of weight 0 is the cohort without them, whatever they hold; their states stay."""
+    cohort = _cohort(case)
+    count = num_clients(case.data)
+    rows = [0, *range(count), count - 1]
+    first, last = (jnp.arange(count + 2) == i for i in (0, count + 1))
+    mixed = take(cohort, rows)
+    examples = where_rows(first, filled(mixed.data.examples, jnp.nan), mixed.data.examples)
+    examples = where_rows(last, filled(examples, jnp.inf), examples)
+    state = where_rows(first | last, filled(mixed.state, jnp.nan), mixed.state)
+    weights = jnp.where(first | last, 0, mixed.weights)
+    mixed = mixed._replace(data=mixed.data._replace(examples=examples), weights=weights, state=state)
+
+    # On the last layout, so that the round itself is compared across layouts too.
+    params, client_state = _round(case, cohort)
+    mixed_params, mixed_state = _round(case, mixed, list(_layouts(case).values())[-1])
+    close(case, "with absent clients against without", mixed_params, params)
+    close(case, "states with absent clients against without", take(mixed_state, range(1, count + 1)), client_state)
+    chex.assert_trees_all_equal(take(mixed_state, [0, count + 1]), take(state, [0, count + 1]))
+
+
+def ignores_order(case: LocalUpdateCase) -> None:
+    """A client's results do not depend on its place in the cohort: its random draws follow its id."""
+    cohort = _cohort(case)
+    backwards = range(num_clients(case.data))[::-1]
+    close(case, "reversed cohort", take(_work(case, take(cohort, backwards)), backwards), _work(case, cohort))
+
+
+def traces_once(case: LocalUpdateCase) -> None:
+    """Three rounds are one trace."""
+    algorithm, cohort = _algorithm(case.local_update, (None, None)), _cohort(case)
+    step, traces = count_traces(algorithm.step)
+    state = algorithm.init(case.params)
+    for i in range(3):
+        state, client_state, _ = step.trace(state, cohort, jax.random.key(i)).out_info
+        cohort = cohort._replace(state=client_state)
+    assert len(traces) == 1, f"three rounds were traced {len(traces)} times"
+
+
+def repeats_with_its_key(case: LocalUpdateCase) -> None:
+    """Equal keys give equal bits."""
+    cohort = _cohort(case)
+    chex.assert_trees_all_equal(_work(case, cohort), _work(case, cohort))
+
+
+def leaves_inputs_alone(case: LocalUpdateCase) -> None:
+    """The containers and the arrays that come in are not changed."""
+    inputs = (case.params, case.local_update.init(case.params), jax.tree.map(lambda x: x[0], case.data))
+    before = jax.tree.map(lambda x: jnp.array(x, copy=True), inputs)
+    # The inputs are closed over: arguments would arrive in containers of their own.
+    jax.eval_shape(lambda key: case.local_update.update(*inputs, key), jax.random.key(case.seed))
+    chex.assert_trees_all_equal(inputs, before)
+
+
+def stays_finite(case: LocalUpdateCase) -> None:
+    """Finite data give finite results, also one example, no support, no query, zeros, and equal rows."""
+    examples, counts, _ = case.data
+    largest = jnp.argmax(counts)
+    full, rows = counts[largest], jnp.arange(jax.tree.leaves(examples)[0].shape[1])
+    one = jax.tree.map(lambda x: x[largest], examples)
+    zeros, equal = jax.tree.map(jnp.zeros_like, one), jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), one)
+    ragged = [(one, 1, 0), (one, 1, 1), (one, full, 0), (one, full, full), (zeros, full, full // 2), (equal, full, full // 2)]
+    clients = [
+        ClientData(where_rows(rows < n, x, filled(x, jnp.nan)), jnp.asarray(n, jnp.int32), jnp.asarray(s, jnp.int32))
+        for x, n, s in ragged
+    ]
+    # No fewer rows than the case has: then nothing new is compiled.
+    clients = [clients[i % len(clients)] for i in range(max(len(clients), num_clients(case.data)))]
+    data = jax.tree.map(lambda *x: jnp.stack(x), *clients)
+    finite("results of finite data", _work(case, _cohort(case._replace(data=data))))
+
+
+LOCAL_UPDATE_LAWS = {
+    law.__name__: law
+    for law in (
+        keeps_shapes,
+        agrees_without_jit,
+        agrees_across_layouts,
+        ignores_padding,
+        ignores_absent_clients,
+        ignores_order,
+        traces_once,
+        repeats_with_its_key,
+        leaves_inputs_alone,
+        stays_finite,
+    )
+}
+"""Name to law; each is a function of a `LocalUpdateCase`."""
+
+
+def check_local_update(
+    local_update: LocalUpdate,
+    params: Params,
+    data: ClientData,
+    *,
+    mesh: Mesh | None = None,
+    dtypes: tuple[Any, ...] = (),
+    seed: int = 0,
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+    laws: tuple[str, ...] | None = None,
+) -> None:
+    """Puts a local update through the laws of `LOCAL_UPDATE_LAWS`.
+
+    Updates, client states and infos of every client must be the same with and without jit, on every layout of the client axis,
+    for every padding, every order and beside every absent client; shapes and dtypes must fit; results must be
+    finite and follow from the key; one trace must do for all rounds. A kernel that keeps a state is checked in its second round.
+
+    Args:
+      local_update: the kernel.
+      params: what the server broadcasts.
+      data: one `ClientData`, of which clients of several sizes are made, or clients stacked `[C, ...]`.
+      mesh: devices over which to shard the clients; default: all devices, if there are several.
+      dtypes: further dtypes of parameters and examples in which the kernel is to work, for instance `jnp.bfloat16`.
+      seed: seed of all keys.
+      rtol: relative tolerance.
+      atol: absolute tolerance.
+      laws: names of the laws to check; default: all.
+
+    Raises:
+      AssertionError: naming the law that is broken and what differed.
+      TypeError: if `data` is not a `ClientData`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import cedarjax as cj
+      >>> from cedarjax.testing import check_local_update
+      >>> local = cj.local.sgd(lambda w, x, key: jnp.mean((w - x) ** 2), optax.sgd(0.1), batch_size=2)
+      >>> data = cj.ClientData(jnp.array([1.0, 3.0, 5.0]), num_examples=jnp.int32(3), num_support=jnp.int32(1))
+      >>> check_local_update(local, jnp.float32(0.0), data, laws=("ignores_padding", "ignores_order"))
+    """
+    if not isinstance(data, ClientData):
+        raise TypeError(f"data must be a ClientData, got {type(data).__name__}.")
+    if jnp.ndim(data.num_examples) == 0:
+        counts = jnp.stack([jnp.asarray(data.num_examples, jnp.int32), jnp.maximum(data.num_examples // 2, 1), jnp.int32(1)])
+        examples = jax.tree.map(lambda x: jnp.broadcast_to(x, (3, *x.shape)), data.examples)
+        data = ClientData(examples, counts, jnp.minimum(counts, data.num_support))
+    if mesh is None and len(jax.devices()) > 1:
+        mesh = jax.make_mesh((len(jax.devices()),), ("clients",))
+    case = LocalUpdateCase(local_update, params, data, mesh, tuple(dtypes), seed, rtol, atol)
+    check_laws(LOCAL_UPDATE_LAWS, case, laws)

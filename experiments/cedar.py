@@ -1,0 +1,199 @@
+"""Trains Cedar and its baselines on a data set and reports on clients that never trained.
+
+`python -m experiments.cedar --help` lists the options, `--dataset wisdm --suite filter` runs a suite of variants, and
+`--resume RUN` goes on with an interrupted run, bit for bit.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+from rich.console import Console
+
+from experiments import files
+from experiments.checkpoints import CheckpointError
+from experiments.comparison import Comparison, Interrupted, Plan
+from experiments.datasets import LOADERS, DataError, DatasetNotFoundError, Federation, load, load_npz, summary
+from experiments.report import print_report
+from experiments.setting import DEFAULT, PRESETS, make_setting
+from experiments.variants import ALGORITHMS, ATTACKS, SCORES, SERVERS, SUITES, Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Federated meta-learning over simulated IoT clients: train, upload what matters, screen, personalise."""
+
+    dataset: str = "digits"
+    """Name of a data set; see `--list`."""
+    data: Path | None = None
+    """One's own data: an .npz with x [n, ...], y [n], client_id [n], optional split [n] (1 = new client)."""
+    task: Literal["classification", "regression"] | None = None
+    """Task of one's own data; told by the dtype of y by default."""
+    data_dir: Path | None = None
+    """Folder of the data sets that are not embedded; default: $CEDARJAX_DATA, else shared/data beside the repository."""
+    alpha: float | None = None
+    """Concentration of the Dirichlet split (tabular sets, mnist)."""
+    heterogeneity: Literal["plain", "rotation", "labels"] | None = None
+    """What is private to every wearer (wisdm)."""
+    suite: Literal["algorithms", "demo", "filter", "screening"] | None = None
+    """A prepared set of variants; default: those of --algorithms."""
+    algorithms: tuple[Literal["cedar", "fedavg", "fedprox", "reptile", "maml", "fomaml", "scratch"], ...] = (
+        "cedar",
+        "fedavg",
+        "scratch",
+    )
+    """Algorithms to compare."""
+    budget: float | None = None
+    """Bytes that a client may upload for its judged layers each round, as a share of all their bytes."""
+    skip: int | None = None
+    """Judged layers that a client leaves out each round."""
+    score: Literal["rcs", "update_norm", "fisher", "taylor", "cosine", "random"] = "rcs"
+    """Importance of a layer."""
+    carry: float = 0.0
+    """Unspent bytes that a client may carry into its next round, as a share of the budget."""
+    server: Literal["mean", "similarity", "screening"] = "mean"
+    """Aggregation: the mean, Cedar's similarity weights, or these with detection."""
+    min_gap: float = 0.3
+    """Least gap between the clusters for detection to drop the lower one."""
+    attack: Literal["none", "sign_flip", "gaussian", "label_flip"] = "none"
+    """Simulated attack."""
+    attack_fraction: float = 0.2
+    """Share of the training clients that attack."""
+    attack_scale: float = 5.0
+    """Scale of sign_flip, standard deviation of gaussian."""
+    seeds: int = 3
+    """Seeds; each draws the clients' roles, the model and the cohorts anew."""
+    rounds: int | None = None
+    """Rounds of training; default: chosen for the data set."""
+    participation: float | None = None
+    """Share of the training clients in a round."""
+    batch_size: int | None = None
+    """Examples per batch."""
+    epochs: int | None = None
+    """Passes over a client's data in a round."""
+    learning_rate: float | None = None
+    """Rate of every algorithm's Adam; default: chosen on validation clients."""
+    inner_rate: float | None = None
+    """Rate of the MAMLs' inner step."""
+    adapt_steps: int = 20
+    """Adaptation steps on new clients."""
+    tune: bool = False
+    """Try learning rates on the validation clients and print the table in place of the comparison."""
+    out: Path = Path("runs")
+    """Folder of runs."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run directory to go on with."""
+    list: bool = False
+    """List the data sets and leave."""
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The rows of the table."""
+        if self.suite is not None:
+            return SUITES[self.suite]()
+        options = dataclasses.asdict(self)
+        shared = {name: options[name] for name in ("budget", "score", "carry", "server", "min_gap")}
+        shared |= {name: options[name] for name in ("attack", "attack_fraction", "attack_scale")}
+        return tuple(Variant(name, name, num_skipped=self.skip, **shared) for name in self.algorithms)
+
+
+def load_federation(config: Config, seed: int) -> Federation:
+    """The federation that the options ask for."""
+    if config.data is not None:
+        return load_npz(config.data, task=config.task, seed=seed)
+    return load(
+        config.dataset, data_dir=config.data_dir, seed=seed, alpha=config.alpha, heterogeneity=config.heterogeneity
+    )
+
+
+def make_plan(config: Config, federation: Federation, title: str) -> Plan:
+    """Fills in what the options leave open with the data set's preset."""
+    preset = PRESETS.get(config.dataset, DEFAULT) if config.data is None else DEFAULT
+    given = {name: getattr(config, name) for name in ("participation", "batch_size", "epochs", "inner_rate", "rounds")}
+    preset = preset._replace(**{name: value for name, value in given.items() if value is not None})
+    return Plan(
+        title=title,
+        variants=config.variants,
+        preset=preset,
+        rounds=preset.rounds,
+        steps=config.adapt_steps,
+        learning_rate=config.learning_rate,
+        dataset=summary(federation),
+        config=run_config(config),
+        notes=federation.notes,
+    )
+
+
+def run_config(config: Config) -> dict[str, object]:
+    """The options that make a run what it is, as they are stored."""
+    options = dataclasses.asdict(config)
+    for name in ("out", "resume", "list", "tune", "data_dir"):
+        options.pop(name)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+
+
+def use_all_cores(seeds: int) -> None:
+    """One CPU device per core, up to the number of seeds, and compiled programs kept between runs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", max(1, min(cores, seeds)))
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cedarjax" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def run(config: Config, console: Console, title: str | None = None) -> dict:
+    """Runs the comparison that the options describe and prints its report.
+
+    Args:
+      config: the options.
+      console: where to print.
+      title: headline; default: made from the data set's name.
+
+    Returns:
+      The results, see `experiments.report`.
+    """
+    if config.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {config.seeds}.")
+    use_all_cores(config.seeds)
+    federation = load_federation(config, 0)
+    plan = make_plan(config, federation, title or f"{federation.name}: {federation.task} on clients that never trained")
+    setting = make_setting(lambda seed: load_federation(config, seed), range(config.seeds), plan.preset.hidden)
+    if config.resume is not None:
+        places = files.resume_run(config.resume, plan.config)
+    else:
+        places = files.start_run(files.number_run_dir(config.out, federation.name), plan.config)
+    console.print(f"[bold]{plan.title}[/]  ({config.seeds} seeds, {plan.rounds} rounds; {places.root})")
+    try:
+        results = Comparison(setting, plan, places, console).run()
+    except Interrupted as stop:
+        console.print(f"\n{stop}. Go on with: python -m experiments.cedar --resume {places.root} and the same options.")
+        raise
+    print_report(results, console, report=places.root / "report.html")
+    return results
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    config = tyro.cli(Config, args=arguments, description=__doc__)
+    console = Console()
+    if config.list:
+        console.print("\n".join(LOADERS))
+        return 0
+    try:
+        run(config, console)
+    except Interrupted:
+        return 130
+    except (ValueError, DataError, DatasetNotFoundError, CheckpointError, files.RunDirError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        return 2
+    return 0
+
+
+__all__ = ["ALGORITHMS", "ATTACKS", "SCORES", "SERVERS", "Config", "main", "run"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Phase three on clients that never trained: curves over adaptation steps, with the optimiser chosen on validation clients."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import cedarjax as cj
+from cedarjax.core import ClientData, FederatedDataset
+from experiments.setting import Setting
+from experiments.training import map_seeds
+
+OPTIMISERS = {"adam": optax.adam, "sgd": optax.sgd}
+RATES = {"adam": (1e-3, 3e-3, 1e-2), "sgd": (0.03, 0.1, 0.3)}
+
+
+class Curve(NamedTuple):
+    """Scores over adaptation steps, host arrays."""
+
+    pooled: dict[str, np.ndarray]
+    """Score name to `[seeds, steps + 1]`, over all query examples of all clients together."""
+    per_client: np.ndarray
+    """`[seeds, clients, steps + 1]` the metric of each client on its own."""
+
+
+class Adaptation(NamedTuple):
+    """How devices adapt; the same choice for every client."""
+
+    optimiser: str
+    """Key of `OPTIMISERS`."""
+    learning_rate: float
+    """Its rate."""
+
+    def __str__(self) -> str:
+        """For example `sgd 0.1`."""
+        return f"{self.optimiser} {self.learning_rate:g}"
+
+
+def metric_name(setting: Setting) -> str:
+    """The metric that tables are sorted by; higher is better.
+
+    Args:
+      setting: the setting.
+
+    Returns:
+      `"accuracy"` or `"r2"`.
+    """
+    return "accuracy" if setting.task == "classification" else "r2"
+
+
+class Evaluator:
+    """Adapts every client of a federation and scores it after each step; compiled once per optimiser and number of steps.
+
+    Args:
+      setting: the setting.
+    """
+
+    def __init__(self, setting: Setting):
+        """Remembers the setting; nothing is compiled yet."""
+        self.setting = setting
+
+    def _count(self, params: Any, data: ClientData) -> Any:
+        """Counts of one client's query rows."""
+        outputs = self.setting.model.apply(params, data.examples["x"])
+        rows = jnp.arange(outputs.shape[0])
+        query = (rows >= data.num_support) & (rows < data.num_examples)
+        if self.setting.task == "classification":
+            return cj.metrics.confusion(outputs, data.examples["y"], query)
+        return cj.metrics.moments(outputs[:, 0], data.examples["y"], query)
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - one evaluator a program
+    def _program(self, optimiser: str, num_steps: int, max_support: int) -> Any:
+        def one_seed(params: Any, dataset: FederatedDataset, key: jax.Array, learning_rate: jax.Array) -> Any:
+            tx = OPTIMISERS[optimiser](learning_rate)
+            run = cj.meta.adapt(self.setting.loss_fn, tx, num_steps, max_support=max_support, eval_fn=self._count)
+            clients = cj.core.take_clients(dataset, jnp.arange(dataset.num_clients)).data
+            keys = jax.random.split(key, dataset.num_clients)
+            counts = jax.lax.map(lambda args: run(params, *args)[1], (clients, keys))
+            pooled = jax.vmap(lambda c: c.pool().summarise(), in_axes=1)(counts)
+            return pooled, jax.vmap(jax.vmap(lambda c: c.summarise()))(counts)
+
+        @jax.jit
+        def program(params, dataset, keys, learning_rates):
+            def one_rate(rate: jax.Array) -> Any:
+                return map_seeds(lambda args: one_seed(*args, rate), (params, dataset, keys))
+
+            return jax.lax.map(one_rate, learning_rates)
+
+        return program
+
+    def curves(
+        self, params: Any, dataset: FederatedDataset, optimiser: str, learning_rates: tuple[float, ...], num_steps: int
+    ) -> list[Curve]:
+        """Adapts with each learning rate in turn.
+
+        Args:
+          params: `[seeds, ...]` initialisations.
+          dataset: `[seeds, ...]` clients to adapt to.
+          optimiser: key of `OPTIMISERS`.
+          learning_rates: rates to try.
+          num_steps: adaptation steps.
+
+        Returns:
+          One `Curve` per rate.
+        """
+        program = self._program(optimiser, num_steps, int(dataset.num_support.max()))
+        rates = jnp.asarray(learning_rates, jnp.float32)
+        pooled, single = jax.device_get(program(params, dataset, self.setting.keys, rates))
+        name = metric_name(self.setting)
+        return [
+            Curve({score: values[k] for score, values in pooled._asdict().items()}, getattr(single, name)[k])
+            for k in range(len(learning_rates))
+        ]
+
+    def choose(self, params: Any, num_steps: int, extra: tuple[Adaptation, ...] = ()) -> Adaptation:
+        """The optimiser and rate with the best mean metric over adaptation steps on the validation clients.
+
+        Steps 1, 5 and the last one count equally, so neither speed nor the end result decides alone. Every algorithm chooses from the
+        same grid.
+
+        Args:
+          params: `[seeds, ...]` initialisations.
+          num_steps: adaptation steps.
+          extra: candidates beside `RATES`, such as the inner rate of a MAML.
+
+        Returns:
+          The best candidate, the same for all seeds.
+        """
+        name = metric_name(self.setting)
+        told = sorted({1, min(5, num_steps), num_steps})
+        scored: list[tuple[float, Adaptation]] = []
+        for optimiser, grid in RATES.items():
+            rates = tuple(dict.fromkeys([*grid, *(e.learning_rate for e in extra if e.optimiser == optimiser)]))
+            for rate, curve in zip(
+                rates, self.curves(params, self.setting.validation, optimiser, rates, num_steps), strict=True
+            ):
+                score = float(np.nan_to_num(curve.pooled[name][:, told], nan=-1e9).mean())
+                scored.append((score, Adaptation(optimiser, rate)))
+        return max(scored, key=lambda pair: pair[0])[1]

@@ -1,0 +1,72 @@
+"""Settings of the test run, and the fixtures that tests of several families share.
+
+Tests under `tests/` run with strict dtype promotion and without rank promotion; doctests run with JAX's defaults, as a
+reader would run them. Everything below that concerns devices and threads has to happen before JAX starts its backend.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# A worker of pytest-xdist is one process among several on few cores. Subprocesses that tests start inherit this.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+NUM_DEVICES = 8
+MESH_SIZE = 4
+
+jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
+# JAX writes cache entries in place and without a lock: one folder a worker, so that nobody reads half an entry.
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache/jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+hypothesis.settings.register_profile("cedarjax", deadline=None, derandomize=True, max_examples=30)
+hypothesis.settings.load_profile("cedarjax")
+
+
+@pytest.fixture(autouse=True)
+def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test refuses implicit rank promotion and implicit dtype promotion.
+
+    `optax.adam` and its relatives mix a Python float with an int32 step count, which strict promotion refuses. A test
+    that steps them is marked `@pytest.mark.standard_promotion` (or `marks=` of a `pytest.param`); ranks stay strict.
+    """
+    promotion = "standard" if request.node.get_closest_marker("standard_promotion") else "strict"
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion(promotion):
+        yield
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Runs the test with 64-bit types enabled."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def mesh() -> jax.sharding.Mesh:
+    """A mesh of four devices along one axis, `clients`."""
+    devices = jax.devices()
+    if len(devices) < MESH_SIZE:
+        pytest.skip(f"needs {MESH_SIZE} devices, found {len(devices)} ({devices[0].platform})")
+    return jax.make_mesh(
+        (MESH_SIZE,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices[:MESH_SIZE]
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_data_dir() -> Path:
+    """The folder of real data sets: `$CEDARJAX_DATA`, or `shared/data` beside the repository."""
+    folder = Path(os.environ.get("CEDARJAX_DATA") or ROOT.parent / "shared/data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set CEDARJAX_DATA to the folder that holds wisdm/, mnist/, ...")
+    return folder

@@ -1,0 +1,162 @@
+"""Every kernel against every law of its protocol; a new kernel gets all of them by one row."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import cedarjax as cj
+from cedarjax import testing
+
+NUM_CLIENTS = 7
+WIDTH = 6
+
+
+def hidden(params, x):
+    return jnp.tanh(x @ params["one"]["kernel"] + params["one"]["bias"][None])
+
+
+def logits_fn(params, x):
+    return hidden(params, x) @ params["two"]["kernel"]
+
+
+def loss_fn(params, batch, key):
+    """Cross entropy of a small network on inputs with noise, so that keys matter."""
+    noise = jax.random.normal(key, batch["x"].shape, batch["x"].dtype)
+    logits = logits_fn(params, batch["x"] + jnp.asarray(0.1, noise.dtype) * noise)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+
+def features_fn(params, x):
+    return {"one": hidden(params, x), "two": logits_fn(params, x)}
+
+
+def make_params(rng):
+    shapes = {"one": {"kernel": (3, 4), "bias": (4,)}, "two": {"kernel": (4, 3)}}
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
+
+
+@functools.cache
+def problem():
+    """Parameters, stimuli, and seven clients of unequal sizes, one of them with a single example."""
+    rng = np.random.default_rng(0)
+    counts = np.array([6, 4, 1, 3, 5, 2, 6], np.int32)
+    support = np.array([3, 2, 0, 1, 5, 1, 2], np.int32)
+    x = rng.normal(size=(NUM_CLIENTS, WIDTH, 3)).astype(np.float32)
+    y = rng.integers(0, 3, size=(NUM_CLIENTS, WIDTH)).astype(np.int32)
+    data = cj.ClientData({"x": jnp.asarray(x), "y": jnp.asarray(y)}, jnp.asarray(counts), jnp.asarray(support))
+    return make_params(rng), jnp.asarray(rng.normal(size=(5, 3)), jnp.float32), data
+
+
+def sgd():
+    return cj.local.sgd(loss_fn, optax.sgd(0.5, momentum=0.9), batch_size=2, num_epochs=2)
+
+
+def filtered(**options):
+    return cj.layers.upload_filter(sgd(), features_fn, problem()[1], **options)
+
+
+def stragglers(data, key):
+    return jax.random.randint(key, (), 0, 3)
+
+
+LOCAL_UPDATES = {
+    "sgd": sgd,
+    "sgd_stragglers": lambda: cj.local.sgd(loss_fn, optax.sgd(0.5), batch_size=2, num_steps_fn=stragglers),
+    "prox": lambda: cj.local.prox(0.5, loss_fn, optax.sgd(0.5), batch_size=4),
+    "cedar": lambda: cj.meta.cedar(loss_fn, optax.sgd(0.5), optax.sgd(0.3), batch_size=2),
+    "cedar_adam": lambda: cj.meta.cedar(loss_fn, optax.adam(0.01), optax.adam(0.01), batch_size=2),
+    "maml": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2),
+    "maml_batches": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2, batch_size=2, query_batch_size=2),
+    "fomaml": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2, first_order=True),
+    "reptile": lambda: cj.meta.reptile(loss_fn, optax.sgd(0.5), 3, batch_size=4),
+    "filter_rcs": lambda: filtered(num_skipped=1),
+    "filter_bytes": lambda: filtered(max_bytes=80, score="update_norm"),
+    "filter_taylor": lambda: filtered(num_skipped=1, score="taylor", loss_fn=loss_fn),
+    "filter_random": lambda: filtered(num_skipped=1, score="random"),
+}
+# optax.adam mixes a Python float with an int32 count, which strict promotion refuses, and a bfloat16 tree with float32.
+ADAM = {"cedar_adam"}
+
+
+@functools.cache
+def local_case(name, mesh):
+    """One case a kernel, so that its laws share what they compile."""
+    params, _, data = problem()
+    dtypes = () if name in ADAM else (jnp.bfloat16, jnp.float64)
+    return testing.LocalUpdateCase(LOCAL_UPDATES[name](), params, data, mesh, dtypes)
+
+
+def rows(kernels, marked=()):
+    return [pytest.param(k, marks=pytest.mark.standard_promotion if k in marked else ()) for k in kernels]
+
+
+@pytest.mark.parametrize("law", testing.LOCAL_UPDATE_LAWS)
+@pytest.mark.parametrize("kernel", rows(LOCAL_UPDATES, ADAM))
+def test_local_update(kernel, law, mesh):
+    testing.LOCAL_UPDATE_LAWS[law](local_case(kernel, mesh))
+
+
+def screening(**options):
+    return cj.robust.cedar(logits_fn, problem()[1], **options)
+
+
+AGGREGATORS = {
+    "mean": cj.robust.mean,
+    "cedar": screening,
+    "cedar_undetecting": lambda: screening(detect=False, representation="raw"),
+    "cedar_loop": lambda: screening(min_gap=0.05, chunk_size=1),
+    "gaussian_then_mean": lambda: optax.chain(cj.attacks.gaussian(1.0), cj.robust.mean()),
+    "mean_then_momentum": lambda: optax.chain(cj.robust.mean(), optax.sgd(0.5, momentum=0.9)),
+}
+
+
+@functools.cache
+def aggregator_case(name, mesh):
+    rng = np.random.default_rng(1)
+    params = make_params(rng)
+    updates = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=(NUM_CLIENTS, *p.shape)), jnp.float32), params)
+    weights = jnp.asarray(rng.uniform(1.0, 9.0, NUM_CLIENTS), jnp.float32)
+    dtypes = (jnp.bfloat16, jnp.float64)
+    return testing.AggregatorCase(AGGREGATORS[name](), updates, params, weights, mesh, dtypes)
+
+
+@pytest.mark.parametrize("law", testing.AGGREGATOR_LAWS)
+@pytest.mark.parametrize("kernel", AGGREGATORS)
+def test_aggregator(kernel, law, mesh):
+    testing.AGGREGATOR_LAWS[law](aggregator_case(kernel, mesh))
+
+
+@pytest.mark.parametrize("equivariance", testing.EQUIVARIANCES)
+def test_equivariances_of_the_mean(equivariance, mesh):
+    testing.EQUIVARIANCES[equivariance](aggregator_case("mean", mesh))
+
+
+ATTACKS = {
+    "sign_flip": lambda: cj.attacks.sign_flip(5.0),
+    "gaussian": lambda: cj.attacks.gaussian(1.0),
+    "sign_flip_then_gaussian": lambda: optax.chain(cj.attacks.sign_flip(2.0), cj.attacks.gaussian(0.1)),
+}
+
+
+@functools.cache
+def attack_case(name):
+    updates = aggregator_case("mean", None).updates
+    byzantine = jnp.array([False, True, False, False, True, False, True])
+    return testing.AttackCase(ATTACKS[name](), updates, byzantine, (jnp.bfloat16, jnp.float64))
+
+
+@pytest.mark.parametrize("law", testing.ATTACK_LAWS)
+@pytest.mark.parametrize("kernel", ATTACKS)
+def test_attack(kernel, law):
+    testing.ATTACK_LAWS[law](attack_case(kernel))
+
+
+@pytest.mark.parametrize("kernel", ["sgd", "maml", "filter_rcs"])
+def test_jit_agrees_with_no_jit_at_three_hundred_clients(kernel):
+    case = local_case(kernel, None)
+    many = jax.tree.map(lambda x: jnp.tile(x, (43, *[1] * (x.ndim - 1)))[:300], case.data)
+    testing.LOCAL_UPDATE_LAWS["agrees_without_jit"](case._replace(data=many))

@@ -34,7 +34,7 @@ class Config:
     task: Literal["classification", "regression"] | None = None
     """Task of one's own data; told by the dtype of y by default."""
     data_dir: Path | None = None
-    """Folder of the data sets that are not embedded; default: $CEDARJAX_DATA, else shared/data beside the repository."""
+    """Folder of the sets that are not embedded; default: $CEDARJAX_DATA, else shared/data beside this repository."""
     alpha: float | None = None
     """Concentration of the Dirichlet split (tabular sets, mnist)."""
     heterogeneity: Literal["plain", "rotation", "labels"] | None = None

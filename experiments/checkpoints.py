@@ -51,12 +51,15 @@ def restore(folder: Path, like: Any) -> tuple[int, Any]:
     leaves, structure = jax.tree.flatten(like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(last, [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves])
+            restored = checkpointer.restore(
+                last, [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves]
+            )
     except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        before = f"round {int(complete[-2].name)}" if len(complete) > 1 else "the first round"
         raise CheckpointError(
-            f"checkpoint {last} cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
-            f"Nothing was changed. Remove that folder to go on from "
-            + (f"{complete[-2].name}." if len(complete) > 1 else "the first round.")
+            f"checkpoint {last} must hold a whole state of this run, but cannot be read ({why}). Nothing was changed; "
+            f"remove that folder to go on from {before}."
         ) from error
     return int(last.name), jax.tree.unflatten(structure, restored)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cedarjax import metrics
-from experiments import checkpoints, files, page, plots, report
+from experiments import checkpoints, files, page, plots
 from experiments.evaluation import Adaptation, Evaluator, metric_name
 from experiments.setting import Preset, Setting
 from experiments.training import Segment, Trainer, judged_layers, split_rounds
@@ -182,7 +182,9 @@ class Comparison:
             record = self._record(variant, rounds, segment, state, adaptation)
             files.append_jsonl(self.places.metrics, record)
             told = np.mean(record["after"])
-            progress.update(task, completed=rounds, told=f"loss {np.mean(record['loss']):.3f}  {self.metric} {told:.3f}")
+            progress.update(
+                task, completed=rounds, told=f"loss {np.mean(record['loss']):.3f}  {self.metric} {told:.3f}"
+            )
             last = rounds == plan.rounds
             if pressed or last or time.perf_counter() - saved_at > plan.checkpoint_seconds:
                 checkpoints.save(folder, rounds, state)
@@ -192,7 +194,9 @@ class Comparison:
         records = [r for r in files.read_jsonl(self.places.metrics) if r["variant"] == variant.name]
         return state.server.params, records
 
-    def _record(self, variant: Variant, rounds: int, segment: Segment, state: Any, adaptation: Adaptation) -> dict[str, Any]:
+    def _record(
+        self, variant: Variant, rounds: int, segment: Segment, state: Any, adaptation: Adaptation
+    ) -> dict[str, Any]:
         """One line of the log: a segment boiled down, and the score of the validation clients."""
         [curve] = self.evaluator.curves(
             state.server.params, self.setting.validation, adaptation.optimiser, (adaptation.learning_rate,), CURVE_STEPS
@@ -220,9 +224,7 @@ class Comparison:
         plan = self.plan
         own = default_adaptation(plan.preset, variant, plan.learning_rate)
         chosen = self.evaluator.choose(params, plan.steps, (own,))
-        [curve] = self.evaluator.curves(
-            params, self.setting.new, chosen.optimiser, (chosen.learning_rate,), plan.steps
-        )
+        [curve] = self.evaluator.curves(params, self.setting.new, chosen.optimiser, (chosen.learning_rate,), plan.steps)
         last = {name: values[:, -1] for name, values in curve.pooled.items()}
         worst = np.mean([float(metrics.fairness(clients[:, -1]).worst_decile) for clients in curve.per_client])
         shown = ("mcc", "f1") if self.setting.task == "classification" else ("mse", "mae")
@@ -273,7 +275,9 @@ class Comparison:
         for seed in range(self.setting.num_seeds):
             offsets, support = (np.asarray(x[seed]) for x in (self.setting.new.offsets, self.setting.new.num_support))
             labels = np.asarray(self.setting.new.examples["y"][seed])
-            query = np.concatenate([labels[a + s : b] for a, b, s in zip(offsets[:-1], offsets[1:], support, strict=True)])
+            query = np.concatenate(
+                [labels[a + s : b] for a, b, s in zip(offsets[:-1], offsets[1:], support, strict=True)]
+            )
             if self.setting.task == "regression":
                 return "A constant prediction scores an R2 of 0."
             scores.append(np.bincount(query).max() / len(query))
@@ -309,7 +313,14 @@ class Comparison:
             draw("Bytes against score", "bytes.png", plots.plot_bytes, sent, metric=after, order=names)
         if filtered is not None:
             rows = records[filtered]
-            rate = np.concatenate([np.mean(r["upload_rate"], axis=1)[None] if np.ndim(r["upload_rate"]) == 1 else np.array(r["upload_rate"]) for r in rows]).T
+            rate = np.concatenate(
+                [
+                    np.mean(r["upload_rate"], axis=1)[None]
+                    if np.ndim(r["upload_rate"]) == 1
+                    else np.array(r["upload_rate"])
+                    for r in rows
+                ]
+            ).T
             uploads = (np.arange(1, rate.shape[1] + 1), judged_layers(self.setting), rate)
             draw(f"Layers uploaded by {filtered}", "uploads.png", plots.plot_uploads, *uploads)
             draw(

@@ -1,4 +1,4 @@
-"""Phase three on clients that never trained: curves over adaptation steps, with the optimiser chosen on validation clients."""
+"""Phase three: clients that never trained adapt, with the optimiser that did best on validation clients."""
 
 import functools
 from typing import Any, NamedTuple
@@ -52,7 +52,9 @@ def metric_name(setting: Setting) -> str:
 
 
 class Evaluator:
-    """Adapts every client of a federation and scores it after each step; compiled once per optimiser and number of steps.
+    """Adapts every client of a federation and scores it after each step.
+
+    It is compiled once per optimiser and number of steps.
 
     Args:
       setting: the setting.
@@ -71,7 +73,7 @@ class Evaluator:
             return cj.metrics.confusion(outputs, data.examples["y"], query)
         return cj.metrics.moments(outputs[:, 0], data.examples["y"], query)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - one evaluator a program
+    @functools.cache  # noqa: B019 - one evaluator a program
     def _program(self, optimiser: str, num_steps: int, max_support: int) -> Any:
         def one_seed(params: Any, dataset: FederatedDataset, key: jax.Array, learning_rate: jax.Array) -> Any:
             tx = OPTIMISERS[optimiser](learning_rate)
@@ -118,8 +120,8 @@ class Evaluator:
     def choose(self, params: Any, num_steps: int, extra: tuple[Adaptation, ...] = ()) -> Adaptation:
         """The optimiser and rate with the best mean metric over adaptation steps on the validation clients.
 
-        Steps 1, 5 and the last one count equally, so neither speed nor the end result decides alone. Every algorithm chooses from the
-        same grid.
+        Steps 1, 5 and the last one count equally, so neither speed nor the end result decides alone. Every algorithm
+        chooses from the same grid.
 
         Args:
           params: `[seeds, ...]` initialisations.

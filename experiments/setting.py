@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from cedarjax import nn
 from cedarjax.core import FederatedDataset, LossFn
@@ -29,6 +28,8 @@ class Preset(NamedTuple):
     """Examples per batch."""
     epochs: int = 1
     """Passes over a client's data in a round."""
+    meta_batch: int | None = None
+    """Query examples in the MAMLs' outer loss; None: all of a client's."""
     hidden: tuple[int, ...] = (64, 64, 64)
     """Widths of the MLP's blocks, where the model is an MLP."""
 
@@ -37,7 +38,7 @@ _RATES = {"cedar": 3e-3, "fedavg": 3e-3, "fedprox": 3e-3, "reptile": 3e-3, "maml
 DEFAULT = Preset(rounds=100, participation=0.5, learning_rate=_RATES)
 PRESETS: dict[str, Preset] = {
     "digits": Preset(rounds=200, participation=0.5, learning_rate=_RATES),
-    "wisdm": Preset(rounds=100, participation=0.5, learning_rate=_RATES, inner_rate=0.1),
+    "wisdm": Preset(rounds=100, participation=0.5, learning_rate=_RATES, inner_rate=0.1, meta_batch=32),
     "redwine": Preset(rounds=100, participation=1.0, learning_rate=_RATES, inner_rate=0.05),
 }
 
@@ -93,12 +94,14 @@ def make_model(federation: Federation, hidden: Sequence[int]) -> nn.Model:
     if len(shape) == 2:
         return nn.functional(lambda rngs: nn.CNN1D(shape[-1], outputs, rngs=rngs))
     if len(shape) == 3 and shape[0] >= 16:
-        return nn.functional(lambda rngs: nn.CNN(shape[-1], outputs, rngs=rngs))
+        return nn.functional(lambda rngs: nn.CNN(shape[-1], (16, 32), outputs, rngs=rngs))
     return nn.functional(lambda rngs: nn.MLP(int(np.prod(shape)), tuple(hidden), outputs, rngs=rngs))
 
 
 def stack_datasets(datasets: Sequence[FederatedDataset]) -> FederatedDataset:
-    """Puts federations with equally many clients on a leading axis; unequal totals are filled up with rows that nobody owns.
+    """Puts federations with equally many clients on a leading axis.
+
+    Unequal totals of examples are filled up with rows that nobody owns.
 
     Args:
       datasets: one federation per seed.
@@ -145,5 +148,7 @@ def make_setting(load_fn: Callable[[int], Federation], seeds: Sequence[int], hid
         params=jax.tree.map(lambda *leaves: jnp.stack(leaves), *[model.init(k) for k in init_keys]),
         keys=run_keys,
         num_outputs=federations[0].num_outputs,
-        mean_examples=float(np.mean([np.sum(f.role[f.client_id] == TRAIN) / np.sum(f.role == TRAIN) for f in federations])),
+        mean_examples=float(
+            np.mean([np.sum(f.role[f.client_id] == TRAIN) / np.sum(f.role == TRAIN) for f in federations])
+        ),
     )

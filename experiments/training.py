@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,9 @@ def judged_layers(setting: Setting) -> tuple[str, ...]:
     return tuple(sorted(jax.eval_shape(setting.model.features, *one)))
 
 
-def local_update(setting: Setting, preset: Preset, variant: Variant, learning_rate: float | jax.Array) -> cj.LocalUpdate:
+def local_update(
+    setting: Setting, preset: Preset, variant: Variant, learning_rate: float | jax.Array
+) -> cj.LocalUpdate:
     """One client's work.
 
     Args:
@@ -111,21 +113,23 @@ def local_update(setting: Setting, preset: Preset, variant: Variant, learning_ra
       A `LocalUpdate` without upload filter.
     """
     tx = optax.adam(learning_rate)
-    batches = {"batch_size": preset.batch_size, "num_epochs": preset.epochs}
+    loss_fn, size, epochs = setting.loss_fn, preset.batch_size, preset.epochs
     match variant.algorithm:
         case "cedar":
-            return cj.meta.cedar(setting.loss_fn, tx, tx, **batches)
+            return cj.meta.cedar(loss_fn, tx, tx, batch_size=size, num_epochs=epochs)
         case "fedavg":
-            return cj.local.sgd(setting.loss_fn, tx, **batches)
+            return cj.local.sgd(loss_fn, tx, batch_size=size, num_epochs=epochs)
         case "fedprox":
-            return cj.local.prox(0.1, setting.loss_fn, tx, **batches)
+            return cj.local.prox(0.1, loss_fn, tx, batch_size=size, num_epochs=epochs)
         case "reptile":
-            steps = math.ceil(setting.mean_examples * preset.epochs / preset.batch_size)
-            return cj.meta.reptile(setting.loss_fn, tx, steps, batch_size=preset.batch_size)
+            steps = math.ceil(setting.mean_examples * epochs / size)
+            return cj.meta.reptile(loss_fn, tx, steps, batch_size=size)
         case "maml" | "fomaml":
             inner = optax.sgd(preset.inner_rate)
             first = variant.algorithm == "fomaml"
-            return cj.meta.maml(setting.loss_fn, inner, 1, first_order=first, batch_size=preset.batch_size)
+            return cj.meta.maml(
+                loss_fn, inner, 1, first_order=first, batch_size=size, query_batch_size=preset.meta_batch
+            )
         case other:
             raise ValueError(f"algorithm {other!r} does not train together.")
 
@@ -169,7 +173,7 @@ def make_algorithm(
     if variant.server == "mean":
         rule = cj.robust.mean()
     else:
-        outputs = "softmax" if setting.task == "classification" else "raw"
+        outputs: Literal["softmax", "raw"] = "softmax" if setting.task == "classification" else "raw"
         rule = cj.robust.cedar(
             setting.model.apply,
             stimuli,
@@ -237,7 +241,13 @@ class Trainer:
         def one_seed(args: tuple, num_rounds: int) -> tuple[RunState, Any]:
             state, train, stimuli, byzantine, key = args
             state, history, _ = cj.run_rounds(
-                self._algorithm(stimuli), train, state, key, num_rounds=num_rounds, num_clients=self.cohort, byzantine=byzantine
+                self._algorithm(stimuli),
+                train,
+                state,
+                key,
+                num_rounds=num_rounds,
+                num_clients=self.cohort,
+                byzantine=byzantine,
             )
             return state, summarise_history(history, byzantine, self.variant, self.setting)
 
@@ -264,11 +274,20 @@ class Trainer:
         full = np.full(told["loss"].shape, self.cohort * params_bytes, np.int64)
         uploaded = told["uploaded"].astype(np.int64).sum(axis=2) if "uploaded" in told else full
         return state, Segment(
-            told["loss"], uploaded, full, told.get("upload_rate"), told.get("caught"), told["attackers"], told.get("wronged"), self.cohort
+            told["loss"],
+            uploaded,
+            full,
+            told.get("upload_rate"),
+            told.get("caught"),
+            told["attackers"],
+            told.get("wronged"),
+            self.cohort,
         )
 
 
-def summarise_history(history: cj.History, byzantine: jax.Array, variant: Variant, setting: Setting) -> dict[str, jax.Array]:
+def summarise_history(
+    history: cj.History, byzantine: jax.Array, variant: Variant, setting: Setting
+) -> dict[str, jax.Array]:
     """Boils one seed's history `[R, C]` down to what is logged.
 
     Args:

@@ -1,4 +1,4 @@
-"""What can be compared: a variant names an algorithm, what its clients upload, what the server does, and who attacks."""
+"""What can be compared: algorithms, what their clients upload, what the server does, and who attacks."""
 
 import dataclasses
 

@@ -11,7 +11,7 @@ import pytest
 import cedarjax as cj
 from cedarjax import testing
 
-NUM_CLIENTS = 7
+NUM_CLIENTS = 6
 WIDTH = 6
 
 
@@ -24,9 +24,8 @@ def logits_fn(params, x):
 
 
 def loss_fn(params, batch, key):
-    """Cross entropy of a small network on inputs with noise, so that keys matter."""
-    noise = jax.random.normal(key, batch["x"].shape, batch["x"].dtype)
-    logits = logits_fn(params, batch["x"] + jnp.asarray(0.1, noise.dtype) * noise)
+    """Cross entropy of a small network whose inputs are scaled by chance, so that keys matter."""
+    logits = logits_fn(params, batch["x"] * (1 + jax.random.uniform(key, (), batch["x"].dtype)))
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
 
@@ -41,10 +40,10 @@ def make_params(rng):
 
 @functools.cache
 def problem():
-    """Parameters, stimuli, and seven clients of unequal sizes, one of them with a single example."""
+    """Parameters, stimuli, and six clients of unequal sizes, one of them with a single example."""
     rng = np.random.default_rng(0)
-    counts = np.array([6, 4, 1, 3, 5, 2, 6], np.int32)
-    support = np.array([3, 2, 0, 1, 5, 1, 2], np.int32)
+    counts = np.array([6, 4, 1, 3, 5, 2], np.int32)
+    support = np.array([3, 2, 0, 1, 5, 1], np.int32)
     x = rng.normal(size=(NUM_CLIENTS, WIDTH, 3)).astype(np.float32)
     y = rng.integers(0, 3, size=(NUM_CLIENTS, WIDTH)).astype(np.int32)
     data = cj.ClientData({"x": jnp.asarray(x), "y": jnp.asarray(y)}, jnp.asarray(counts), jnp.asarray(support))
@@ -55,47 +54,48 @@ def sgd():
     return cj.local.sgd(loss_fn, optax.sgd(0.5, momentum=0.9), batch_size=2, num_epochs=2)
 
 
-def filtered(**options):
-    return cj.layers.upload_filter(sgd(), features_fn, problem()[1], **options)
-
-
 def stragglers(data, key):
     return jax.random.randint(key, (), 0, 3)
 
 
+def one_gradient():
+    """The least that a local update can be, so that a table row of a wrapper compiles little else."""
+
+    def update(shared, client_state, data, key):
+        mask = jnp.arange(data.examples["y"].shape[0], dtype=jnp.int32) < data.num_examples
+        delta = jax.grad(lambda p: cj.core.mean_loss(loss_fn, p, data.examples, mask, key))(shared)
+        return cj.Upload(delta), client_state, ()
+
+    return cj.LocalUpdate(lambda params: (), update)
+
+
+def filtered(local_update, **options):
+    return cj.layers.upload_filter(local_update, features_fn, problem()[1], **options)
+
+
 LOCAL_UPDATES = {
     "sgd": sgd,
-    "sgd_stragglers": lambda: cj.local.sgd(loss_fn, optax.sgd(0.5), batch_size=2, num_steps_fn=stragglers),
-    "prox": lambda: cj.local.prox(0.5, loss_fn, optax.sgd(0.5), batch_size=4),
-    "cedar": lambda: cj.meta.cedar(loss_fn, optax.sgd(0.5), optax.sgd(0.3), batch_size=2),
-    "cedar_adam": lambda: cj.meta.cedar(loss_fn, optax.adam(0.01), optax.adam(0.01), batch_size=2),
-    "maml": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2),
-    "maml_batches": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2, batch_size=2, query_batch_size=2),
+    "prox_stragglers": lambda: cj.local.prox(0.5, loss_fn, optax.sgd(0.5), batch_size=4, num_steps_fn=stragglers),
+    "cedar": lambda: cj.meta.cedar(loss_fn, optax.sgd(0.5, momentum=0.9), optax.sgd(0.3), batch_size=2),
+    "maml": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2, batch_size=2, query_batch_size=2),
     "fomaml": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2, first_order=True),
     "reptile": lambda: cj.meta.reptile(loss_fn, optax.sgd(0.5), 3, batch_size=4),
-    "filter_rcs": lambda: filtered(num_skipped=1),
-    "filter_bytes": lambda: filtered(max_bytes=80, score="update_norm"),
-    "filter_taylor": lambda: filtered(num_skipped=1, score="taylor", loss_fn=loss_fn),
-    "filter_random": lambda: filtered(num_skipped=1, score="random"),
+    "filter_rcs": lambda: filtered(sgd(), num_skipped=1),
+    "filter_bytes": lambda: filtered(one_gradient(), max_bytes=80, score="update_norm"),
+    "filter_taylor": lambda: filtered(one_gradient(), num_skipped=1, score="taylor", loss_fn=loss_fn),
+    "filter_random": lambda: filtered(one_gradient(), num_skipped=1, score="random"),
 }
-# optax.adam mixes a Python float with an int32 count, which strict promotion refuses, and a bfloat16 tree with float32.
-ADAM = {"cedar_adam"}
 
 
 @functools.cache
 def local_case(name, mesh):
     """One case a kernel, so that its laws share what they compile."""
     params, _, data = problem()
-    dtypes = () if name in ADAM else (jnp.bfloat16, jnp.float64)
-    return testing.LocalUpdateCase(LOCAL_UPDATES[name](), params, data, mesh, dtypes)
-
-
-def rows(kernels, marked=()):
-    return [pytest.param(k, marks=pytest.mark.standard_promotion if k in marked else ()) for k in kernels]
+    return testing.LocalUpdateCase(LOCAL_UPDATES[name](), params, data, mesh, (jnp.bfloat16, jnp.float64))
 
 
 @pytest.mark.parametrize("law", testing.LOCAL_UPDATE_LAWS)
-@pytest.mark.parametrize("kernel", rows(LOCAL_UPDATES, ADAM))
+@pytest.mark.parametrize("kernel", LOCAL_UPDATES)
 def test_local_update(kernel, law, mesh):
     testing.LOCAL_UPDATE_LAWS[law](local_case(kernel, mesh))
 
@@ -145,7 +145,7 @@ ATTACKS = {
 @functools.cache
 def attack_case(name):
     updates = aggregator_case("mean", None).updates
-    byzantine = jnp.array([False, True, False, False, True, False, True])
+    byzantine = jnp.array([False, True, False, False, True, False])
     return testing.AttackCase(ATTACKS[name](), updates, byzantine, (jnp.bfloat16, jnp.float64))
 
 
@@ -158,5 +158,5 @@ def test_attack(kernel, law):
 @pytest.mark.parametrize("kernel", ["sgd", "maml", "filter_rcs"])
 def test_jit_agrees_with_no_jit_at_three_hundred_clients(kernel):
     case = local_case(kernel, None)
-    many = jax.tree.map(lambda x: jnp.tile(x, (43, *[1] * (x.ndim - 1)))[:300], case.data)
+    many = jax.tree.map(lambda x: jnp.tile(x, (50, *[1] * (x.ndim - 1)))[:300], case.data)
     testing.LOCAL_UPDATE_LAWS["agrees_without_jit"](case._replace(data=many))

@@ -26,6 +26,9 @@ from cedarjax.core.steps import masked_scan as masked_scan
 from cedarjax.core.streaming import streamed_round as streamed_round
 from cedarjax.core.told import take_info as take_info
 from cedarjax.core.trees import accumulator as accumulator
+from cedarjax.core.training import displacement as displacement
+from cedarjax.core.training import optimiser_step as optimiser_step
+from cedarjax.core.training import train as train
 from cedarjax.core.trees import finite_rows as finite_rows
 from cedarjax.core.trees import gram as gram
 from cedarjax.core.trees import num_clients as num_clients
@@ -65,6 +68,7 @@ __all__ = [
     "batch_indices",
     "check_positive",
     "cohort_map",
+    "displacement",
     "federated_round",
     "finite_rows",
     "gram",
@@ -77,6 +81,7 @@ __all__ = [
     "mean_loss",
     "num_batches",
     "num_clients",
+    "optimiser_step",
     "pad_cohort",
     "run_rounds",
     "sample_cohort",
@@ -86,6 +91,7 @@ __all__ = [
     "take_clients",
     "take_info",
     "take_rows",
+    "train",
     "weighted_mean",
     "weighted_sum",
 ]

@@ -1,12 +1,12 @@
 """Batches of one client's examples, never a row of padding among them.
 
-A `LossFn` takes full batches and knows of no mask. So batches are cut from a stream: the client's valid rows in a fresh order
-each epoch, one epoch after another, the last batch filled up from the start of the last order. When the batch size
-divides the number of examples these are the usual shuffled epochs; a client with fewer examples than a batch repeats them.
-The width of the padding never changes a batch.
+A `LossFn` takes full batches and knows of no mask. So batches are cut from a stream: the client's valid rows in a fresh
+order each epoch, one epoch after another, the last batch filled up from the start of the last order. When the batch
+size divides the number of examples these are the usual shuffled epochs; a client with fewer examples than a batch
+repeats them. The width of the padding never changes a batch.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,14 @@ from cedarjax.core.types import LossFn, Params, PyTree
 
 
 class Stream(NamedTuple):
-    """Shuffled epochs over rows `[start, start + count)` of one client's examples."""
+    """Shuffled epochs over rows `[start, start + num_rows)` of one client's examples."""
 
     orders: jax.Array
-    """`[num_epochs, M]` int32; in each row the first `count` entries are a permutation of `[0, count)`."""
+    """`[num_epochs, M]` int32; in each row the first `num_rows` entries are a permutation of
+    `[0, num_rows)`."""
     start: jax.Array
     """int32 scalar, first row."""
-    count: jax.Array
+    num_rows: jax.Array
     """int32 scalar, number of rows."""
 
 
@@ -63,7 +64,10 @@ def check_positive(**counts: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
-def num_batches(count: jax.Array | int, batch_size: int, num_epochs: int) -> jax.Array | int:
+Count = TypeVar("Count", int, jax.Array)
+
+
+def num_batches(count: Count, batch_size: int, num_epochs: int) -> Count:
     """Batches that cover `num_epochs` epochs of `count` examples: `ceil(count * num_epochs / batch_size)`.
 
     Args:
@@ -90,10 +94,10 @@ def batch_indices(stream: Stream, step: jax.Array, batch_size: int) -> jax.Array
       batch_size: static number of rows.
 
     Returns:
-      `[B]` int32 indices into the examples; all valid when `stream.count` is at least 1.
+      `[B]` int32 indices into the examples; all valid when `stream.num_rows` is at least 1.
     """
     position = step * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-    count = jnp.maximum(stream.count, 1)
+    count = jnp.maximum(stream.num_rows, 1)
     epoch = jnp.minimum(position // count, stream.orders.shape[0] - 1)
     return stream.start + stream.orders[epoch, position % count]
 
@@ -114,8 +118,9 @@ def take_rows(examples: PyTree, indices: jax.Array) -> PyTree:
 def mean_loss(loss_fn: LossFn, params: Params, examples: PyTree, mask: jax.Array, key: jax.Array) -> jax.Array:
     """Exact mean of a loss over the rows of a mask.
 
-    The loss is vmapped over batches of one row, so it must be a mean of per-example terms. A masked row costs time and nothing
-    else: its value and its gradient are dropped, even when they are NaN, because row 0 of the mask stands in for it.
+    The loss is vmapped over batches of one row, so it must be a mean of per-example terms. A masked row costs time and
+    nothing else: its value and its gradient are dropped, even when they are NaN, because row 0 of the mask stands in
+    for it.
 
     Args:
       loss_fn: the contract `LossFn`.
@@ -136,7 +141,7 @@ def mean_loss(loss_fn: LossFn, params: Params, examples: PyTree, mask: jax.Array
     """
     # A valid row stands in for the masked ones: where() alone would let NaN into the gradient.
     first = jnp.argmax(mask)
-    rows = jnp.where(mask, jnp.arange(mask.shape[0]), first)
+    rows = jnp.where(mask, jnp.arange(mask.shape[0], dtype=jnp.int32), first.astype(jnp.int32))
     batches = jax.tree.map(lambda x: x[:, None], take_rows(examples, rows))
     losses = jax.vmap(lambda batch, k: loss_fn(params, batch, k))(batches, jax.random.split(key, mask.shape[0]))
     total = jnp.where(mask, losses, jnp.zeros((), losses.dtype)).sum()

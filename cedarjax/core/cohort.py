@@ -1,7 +1,7 @@
 """`cohort_map`: lifts a function of one client to the client axis.
 
-How it is lifted (all at once, in chunks, in a loop, over the devices of a mesh) is a choice of speed and memory and never of
-results: every client's numbers are the same to float32 rounding.
+How it is lifted (all at once, in chunks, in a loop, over the devices of a mesh) is a choice of speed and memory and
+never of results: every client's numbers are the same to float32 rounding.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,9 @@ from cedarjax.core.types import PyTree
 class MapFn(Protocol):
     """`map_fn(fun, shared, *per_client)`: `fun(shared, *one_client)` for every client, results stacked `[C, ...]`."""
 
-    def __call__(self, fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree: ...
+    def __call__(self, fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree:
+        """Results of all clients, leaves `[C, ...]`."""
+        ...
 
 
 def client_mesh(mesh: Mesh) -> Mesh:
@@ -37,9 +39,10 @@ def client_mesh(mesh: Mesh) -> Mesh:
 def cohort_map(chunk_size: int | None = None, mesh: Mesh | None = None) -> MapFn:
     """How the clients of a cohort are laid out on the hardware.
 
-    `chunk_size=None` vmaps the whole cohort, which is what accelerators want; `chunk_size=1` loops over clients, whose weights then
-    stay in cache, which is what CPUs want; `k` scans over chunks of `k` vmapped clients, which bounds memory. Under a
-    mesh the client axis is sharded over all its devices and chunks are per device; gradients taken inside are each client's own.
+    `chunk_size=None` vmaps the whole cohort, which is what accelerators want; `chunk_size=1` loops over clients, whose
+    weights then stay in cache, which is what CPUs want; `k` scans over chunks of `k` vmapped clients, which bounds
+    memory. Under a mesh the client axis is sharded over all its devices and chunks are per device; gradients taken
+    inside are each client's own.
 
     Args:
       chunk_size: clients per chunk on each device, or None for all.

@@ -1,9 +1,9 @@
 """Names of leaves and layers, read from the key path of the parameter tree.
 
-A leaf is named by the components of its path, `"block1/conv/kernel"`; a layer is the path of the module that holds leaves,
-`"block1/conv"`, or any path above it, `"block1"`. The names are the same whether the parameters are nested dicts, flax linen
-variables or a flax nnx state. A layer owns a leaf when its path is a component-wise prefix of the leaf's: `"block1"` does not
-own `"block10/kernel"`.
+A leaf is named by the components of its path, `"block1/conv/kernel"`; a layer is the path of the module that holds
+leaves, `"block1/conv"`, or any path above it, `"block1"`. The names are the same whether the parameters are nested
+dicts, flax linen variables or a flax nnx state. A layer owns a leaf when its path is a component-wise prefix of the
+leaf's: `"block1"` does not own `"block10/kernel"`.
 """
 
 import math

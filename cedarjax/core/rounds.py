@@ -96,7 +96,9 @@ def apply_server(
       ValueError: if the chain leaves the client axis in place.
     """
     step, opt_state = server_tx.update(updates, state.opt_state, state.params, **extra)
-    for name, got, want in zip(leaf_names(state.params), jax.tree.leaves(step), jax.tree.leaves(state.params), strict=True):
+    for name, got, want in zip(
+        leaf_names(state.params), jax.tree.leaves(step), jax.tree.leaves(state.params), strict=True
+    ):
         if got.shape != jnp.shape(want):
             raise ValueError(
                 f"server_tx must contain an aggregator, such as robust.mean(): it returned the shape {got.shape} for "
@@ -122,7 +124,8 @@ def init_server(server_tx: optax.GradientTransformation, params: Params) -> Serv
         # The explicit dtype makes a weak type strong, so that the second step does not retrace.
         return jnp.array(x, dtype=jnp.result_type(x), copy=True)
 
-    return ServerState(*jax.tree.map(own, (params, opt_state)), jnp.zeros((), jnp.int32))
+    params, opt_state = jax.tree.map(own, (params, opt_state))
+    return ServerState(params, opt_state, jnp.zeros((), jnp.int32))
 
 
 def federated_round(
@@ -130,9 +133,10 @@ def federated_round(
 ) -> FederatedAlgorithm:
     """Composes a federated algorithm from one client's work and the server's chain.
 
-    Each step: every client of the cohort runs `local_update` from the broadcast parameters with the key `fold_in(key, client_id)`;
-    their pseudo-gradients, stacked `[C, ...]`, run through `server_tx`, which must hold an aggregator and usually ends in an
-    optimiser: `optax.chain(robust.mean(), optax.sgd(1.0))` is FedAvg. The result is added to the parameters.
+    Each step: every client of the cohort runs `local_update` from the broadcast parameters with the key `fold_in(key,
+    client_id)`; their pseudo-gradients, stacked `[C, ...]`, run through `server_tx`, which must hold an aggregator and
+    usually ends in an optimiser: `optax.chain(robust.mean(), optax.sgd(1.0))` is FedAvg. The result is added to the
+    parameters.
 
     Args:
       local_update: one client's work.

@@ -61,9 +61,9 @@ def run_rounds(
 ) -> tuple[RunState, History, PyTree]:
     """Runs `num_rounds` rounds on the device.
 
-    Round `r`, counted from the first round of the run, uses `fold_in(key, r)` for everything: two calls of 50 rounds are one call of
-    100, bit for bit. The function is pure: jit it once, donate `state`, vmap it over `key`, over initial states, or over
-    hyper-parameters that the algorithm closes over.
+    Round `r`, counted from the first round of the run, uses `fold_in(key, r)` for everything: two calls of 50 rounds
+    are one call of 100, bit for bit. The function is pure: jit it once, donate `state`, vmap it over `key`, over
+    initial states, or over hyper-parameters that the algorithm closes over.
 
     Args:
       algorithm: what a round does.
@@ -92,8 +92,8 @@ def run_rounds(
       >>> algorithm = cj.federated_round(local, optax.chain(cj.robust.mean(), optax.sgd(1.0)))
       >>> state = cj.init_run(algorithm, dataset, jnp.float32(0.0))
       >>> state, history, _ = cj.run_rounds(algorithm, dataset, state, jax.random.key(0), num_rounds=20)
-      >>> print(state.server.params.round(3), history.client_id.shape)
-      3.0 (20, 2)
+      >>> print(f"{state.server.params:.3f}", history.client_id.shape)
+      3.000 (20, 2)
     """
     if num_rounds < 0:
         raise ValueError(f"num_rounds must be at least 0, got {num_rounds}.")

@@ -1,7 +1,7 @@
 """A scan of at most `max_steps` steps of which a client does its own number.
 
-The scan has a static length, so it differentiates and lowers well; a step beyond a client's count is skipped by `lax.cond`.
-Mapped in a loop the skipped steps cost nothing, vmapped they become a select.
+The scan has a static length, so it differentiates and lowers well; a step beyond a client's count is skipped by
+`lax.cond`. Mapped in a loop the skipped steps cost nothing, vmapped they become a select.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,10 @@ Carry = TypeVar("Carry")
 
 
 def masked_scan(
-    step_fn: Callable[[Carry, jax.Array], tuple[Carry, jax.Array]], carry: Carry, num_steps: jax.Array | int, max_steps: int
+    step_fn: Callable[[Carry, jax.Array], tuple[Carry, jax.Array]],
+    carry: Carry,
+    num_steps: jax.Array | int,
+    max_steps: int,
 ) -> tuple[Carry, jax.Array]:
     """Applies `step_fn` `num_steps` times.
 

@@ -1,7 +1,7 @@
 """Rounds of linear rules whose memory does not grow with the number of clients.
 
-Chunking alone saves nothing when all updates are collected before they are averaged. Here each chunk's weighted sum is added to a
-running total inside the scan, so no `[C, D]` array ever exists.
+Chunking alone saves nothing when all updates are collected before they are averaged. Here each chunk's weighted sum is
+added to a running total inside the scan, so no `[C, D]` array ever exists.
 """
 
 import jax
@@ -22,8 +22,8 @@ def streamed_round(
 ) -> FederatedAlgorithm:
     """A federated round that averages while it maps, `delta = sum_i w_i delta_i / sum_i w_i`.
 
-    Same numbers, to rounding, as `federated_round(local_update, optax.chain(robust.mean(), server_tx))`; peak memory is that of one
-    chunk. On a mesh each device streams its share of the clients and one all-reduce adds the totals.
+    Same numbers, to rounding, as `federated_round(local_update, optax.chain(robust.mean(), server_tx))`; peak memory is
+    that of one chunk. On a mesh each device streams its share of the clients and one all-reduce adds the totals.
 
     Args:
       local_update: one client's work.
@@ -32,8 +32,8 @@ def streamed_round(
       mesh: mesh whose axes, all of them, carry the client axis; or None for one device.
 
     Returns:
-      A `FederatedAlgorithm` with info `RoundInfo`. A non-finite upload counts as absent; the number of those is the first entry of
-      `RoundInfo.server`.
+      A `FederatedAlgorithm` with info `RoundInfo`. A non-finite upload counts as absent; the number of those is the
+      first entry of `RoundInfo.server`.
 
     Raises:
       ValueError: if `chunk_size` is not positive, or, at trace time, if the parts of a cohort disagree.
@@ -86,10 +86,6 @@ def streamed_round(
         totals, told = jax.lax.scan(add_chunk, (wide, masses, jnp.zeros((), jnp.int32)), chunks)
         return *totals, *jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), told)
 
-    def sharded_stream(params: PyTree, cohort: Cohort, keys: jax.Array) -> tuple:
-        *totals, client_state, info = stream(params, cohort, keys)
-        return *jax.lax.psum(totals, mesh.axis_names), client_state, info
-
     def step(state: ServerState, cohort: Cohort, key: jax.Array) -> tuple[ServerState, PyTree, RoundInfo]:
         count = check_cohort(cohort)
         local_key, server_key = jax.random.split(key)
@@ -99,6 +95,11 @@ def streamed_round(
         run = stream
         if mesh is not None:
             clients = P(mesh.axis_names)
+
+            def sharded_stream(params: PyTree, cohort: Cohort, keys: jax.Array) -> tuple:
+                *totals, client_state, info = stream(params, cohort, keys)
+                return *jax.lax.psum(totals, mesh.axis_names), client_state, info
+
             run = jax.shard_map(
                 sharded_stream,
                 mesh=mesh,

@@ -1,8 +1,9 @@
 """What a server's transformations tell about the last round, kept apart from what they need to go on.
 
-An optax state has a fixed shape from `init` on, but what an aggregator tells (who was dropped, how similar each client was)
-has a client axis, whose length `init` does not know. Such a state has a field `info`: `None` after `init`, filled by `update`.
-`take_info` removes it, so that the state can be the carry of a scan. `federated_round` does this after every step.
+An optax state has a fixed shape from `init` on, but what an aggregator tells (who was dropped, how similar each client
+was) has a client axis, whose length `init` does not know. Such a state has a field `info`: `None` after `init`, filled
+by `update`. `take_info` removes it, so that the state can be the carry of a scan. `federated_round` does this after
+every step.
 """
 
 from typing import Any

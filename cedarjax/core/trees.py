@@ -1,8 +1,8 @@
 """Reductions over the client axis: the two primitives `gram` and `weighted_sum`, and what follows from them.
 
 Every function takes a tree whose leaves are `[C, ...]` and never flattens it. Sums over clients are written as matrix
-products, which XLA runs at the speed of the hardware on every backend (a plain `sum(axis=0)` is about 100 times slower on
-CPU), and are accumulated in at least float32 at `Precision.HIGHEST`.
+products, which XLA runs at the speed of the hardware on every backend (a plain `sum(axis=0)` is about 100 times slower
+on CPU), and are accumulated in at least float32 at `Precision.HIGHEST`.
 """
 
 import jax
@@ -70,13 +70,14 @@ def num_clients(updates: PyTree) -> int:
     leaves = jax.tree.leaves(updates)
     if not leaves:
         raise ValueError("updates must have at least one leaf, got an empty tree.")
-    expected = None
+    expected = leaves[0].shape[0] if jnp.ndim(leaves[0]) else -1
     for name, leaf in zip(leaf_names(updates), leaves, strict=True):
         if jnp.ndim(leaf) == 0:
             raise ValueError(f"updates must have a client axis on every leaf, got a scalar at {name!r}.")
-        expected = leaf.shape[0] if expected is None else expected
         if leaf.shape[0] != expected:
-            raise ValueError(f"updates must agree on the client axis, got {leaf.shape[0]} at {name!r}, expected {expected}.")
+            raise ValueError(
+                f"updates must agree on the client axis, got {leaf.shape[0]} at {name!r}, expected {expected}."
+            )
     return expected
 
 

@@ -1,8 +1,8 @@
 """The contracts that every kernel keeps.
 
-Shape letters, here and in every docstring: `C` clients in the cohort, `N` clients in the federation, `M` examples that a
-client is padded to, `T` local steps, `B` examples per batch, `L` layers, `S` stimuli, `E` pairs of stimuli, `D` parameters.
-The client axis is always axis 0.
+Shape letters, here and in every docstring: `C` clients in the cohort, `N` clients in the federation, `M` examples that
+a client is padded to, `T` local steps, `B` examples per batch, `L` layers, `S` stimuli, `E` pairs of stimuli, `D`
+parameters. The client axis is always axis 0.
 """
 
 from collections.abc import Callable
@@ -21,18 +21,20 @@ Params: TypeAlias = PyTree
 class LossFn(Protocol):
     """All that a kernel knows of a model: `loss_fn(params, batch, key) -> scalar`.
 
-    `batch` has the structure of the client's examples with `B` rows on axis 0; the loss is their mean. `key` feeds dropout
-    and other noise; a deterministic loss ignores it. A batch never contains padding.
+    `batch` has the structure of the client's examples with `B` rows on axis 0; the loss is their mean. `key` feeds
+    dropout and other noise; a deterministic loss ignores it. A batch never contains padding.
     """
 
-    def __call__(self, params: Params, batch: PyTree, key: jax.Array, /) -> jax.Array: ...
+    def __call__(self, params: Params, batch: PyTree, key: jax.Array, /) -> jax.Array:
+        """Mean loss of the batch, a scalar."""
+        ...
 
 
 class ClientData(NamedTuple):
     """One client's examples, padded to a static length; with a leading client axis inside a `Cohort`.
 
-    Rows `[0, num_support)` are the support set, rows `[num_support, num_examples)` the query set, the rest is padding that
-    no kernel reads. Plain training uses all `num_examples` rows, so that every local update takes the same data.
+    Rows `[0, num_support)` are the support set, rows `[num_support, num_examples)` the query set, the rest is padding
+    that no kernel reads. Plain training uses all `num_examples` rows, so that every local update takes the same data.
     """
 
     examples: PyTree
@@ -47,7 +49,7 @@ class Upload(NamedTuple):
     """What one client sends."""
 
     delta: Params
-    """Pseudo-gradient `shared - shared_after`: any optax optimiser is a server optimiser, `optax.sgd(1.0)` is FedAvg."""
+    """Pseudo-gradient `shared - shared_after`: any optax optimiser can be the server's; `optax.sgd(1.0)` is FedAvg."""
     mask: PyTree | None = None
     """`None`, or a tree of float32 scalars in {0, 1} shaped like `delta`: 1 where the leaf was really uploaded."""
 
@@ -69,7 +71,7 @@ class Cohort(NamedTuple):
     weights: jax.Array
     """`[C]` float32, at least 0; 0 marks an absent client (padding)."""
     client_id: jax.Array
-    """`[C]` int32; a client's random draws come from `fold_in(key, client_id)`, so order and sharding change nothing."""
+    """`[C]` int32; a client's random draws come from `fold_in(key, client_id)`, so order and shards change nothing."""
     state: PyTree = ()
     """The clients' persistent states, stacked."""
     byzantine: jax.Array | None = None
@@ -110,6 +112,7 @@ class FederatedAlgorithm(NamedTuple):
 Aggregator: TypeAlias = optax.GradientTransformationExtraArgs
 """An optax transformation whose input leaves have the client axis and whose output leaves have not.
 
-`update(updates, state, params=None, *, weights=None, key=None, byzantine=None)`: `weights` is `[C]`, or a tree shaped like
-`updates` with `[C]` leaves when layers are masked; 0 means absent. Attacks have the same face but keep the client axis.
+`update(updates, state, params=None, *, weights=None, key=None, byzantine=None)`: `weights` is `[C]`, or a tree shaped
+like `updates` with `[C]` leaves when layers are masked; 0 means absent. Attacks have the same face but keep the client
+axis.
 """

@@ -1,8 +1,8 @@
 """Local training with any optax optimiser, plain or with a proximal term.
 
-Sources: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, `Communication-Efficient Learning of Deep Networks from Decentralized Data
-<https://arxiv.org/abs/1602.05629>`_, 2017 (FedAvg's client); Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, `Federated Optimization in
-Heterogeneous Networks <https://arxiv.org/abs/1812.06127>`_, 2020 (FedProx).
+Sources: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, `Communication-Efficient Learning of Deep Networks from
+Decentralized Data <https://arxiv.org/abs/1602.05629>`_, 2017 (FedAvg's client); Li, Sahu, Zaheer, Sanjabi, Talwalkar,
+Smith, `Federated Optimization in Heterogeneous Networks <https://arxiv.org/abs/1812.06127>`_, 2020 (FedProx).
 """
 
 from collections.abc import Callable
@@ -19,12 +19,11 @@ from cedarjax.core import (
     Params,
     PyTree,
     Upload,
-    batch_indices,
     check_positive,
-    masked_scan,
+    displacement,
     num_batches,
     shuffled_epochs,
-    take_rows,
+    train,
 )
 
 NumStepsFn = Callable[[ClientData, jax.Array], jax.Array]
@@ -50,16 +49,16 @@ def sgd(
     """Local epochs over shuffled batches.
 
     `theta <- theta + tx.update(grad loss(theta; batch))`, with a fresh optimiser state each round. A client does
-    `ceil(num_epochs * num_examples / batch_size)` steps over its own examples (support and query alike), however many rows of
-    padding follow them; see `core.batches` for a last batch that is not full.
+    `ceil(num_epochs * num_examples / batch_size)` steps over its own examples (support and query alike), however many
+    rows of padding follow them; see `core.batches` for a last batch that is not full.
 
     Args:
       loss_fn: `(params, batch, key) -> scalar`.
       tx: optax optimiser; runs from `tx.init` in every round.
       batch_size: examples per batch.
       num_epochs: passes over the client's examples.
-      num_steps_fn: `(data, key) -> int32`: how many of its steps this client manages this round (a straggler fewer, never more);
-        default: all of them.
+      num_steps_fn: `(data, key) -> int32`: how many of its steps this client manages this round (a straggler fewer,
+        never more); default: all of them.
 
     Returns:
       A `LocalUpdate` over `ClientData` without client state, info `LocalInfo`.
@@ -88,7 +87,7 @@ def prox(
     num_epochs: int = 1,
     num_steps_fn: NumStepsFn | None = None,
 ) -> LocalUpdate:
-    """Local epochs on the loss plus a pull towards the broadcast parameters, `loss(theta) + mu / 2 * ||theta - shared||^2`.
+    """Local epochs on `loss(theta) + mu / 2 * ||theta - shared||^2`, a pull towards the broadcast parameters.
 
     Args:
       mu: strength of the pull, at least 0; 0 is `sgd`. A traced scalar is allowed, so that it can be swept by vmap.
@@ -118,7 +117,9 @@ def prox(
     check_positive(batch_size=batch_size, num_epochs=num_epochs)
     pulls = not (isinstance(mu, int | float) and mu == 0)
 
-    def update(shared: Params, client_state: PyTree, data: ClientData, key: jax.Array) -> tuple[Upload, PyTree, LocalInfo]:
+    def update(
+        shared: Params, client_state: PyTree, data: ClientData, key: jax.Array
+    ) -> tuple[Upload, PyTree, LocalInfo]:
         length = jax.tree.leaves(data.examples)[0].shape[0]
         order_key, loss_key, steps_key = jax.random.split(key, 3)
         stream = shuffled_epochs(order_key, jnp.int32(0), data.num_examples, length=length, num_epochs=num_epochs)
@@ -126,18 +127,21 @@ def prox(
         if num_steps_fn is not None:
             num_steps = jnp.clip(num_steps_fn(data, steps_key).astype(jnp.int32), 0, num_steps)
 
-        def step(carry: tuple[Params, PyTree], index: jax.Array) -> tuple[tuple[Params, PyTree], jax.Array]:
-            params, opt_state = carry
-            batch = take_rows(data.examples, batch_indices(stream, index, batch_size))
-            loss, grads = jax.value_and_grad(loss_fn)(params, batch, jax.random.fold_in(loss_key, index))
-            if pulls:
-                grads = jax.tree.map(lambda g, p, s: g + jnp.asarray(mu, g.dtype) * (p - s), grads, params, shared)
-            step_update, opt_state = tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, step_update), opt_state), loss
+        def pull(grads: Params, params: Params) -> Params:
+            return jax.tree.map(lambda g, p, s: g + jnp.asarray(mu, g.dtype) * (p - s), grads, params, shared)
 
-        max_steps = num_batches(length, batch_size, num_epochs)
-        (params, _), loss = masked_scan(step, (shared, tx.init(shared)), num_steps, max_steps)
-        delta = jax.tree.map(jnp.subtract, shared, params)
-        return Upload(delta), client_state, LocalInfo(loss, jnp.asarray(num_steps, jnp.int32))
+        params, loss = train(
+            loss_fn,
+            tx,
+            shared,
+            data.examples,
+            stream,
+            loss_key,
+            batch_size=batch_size,
+            num_steps=num_steps,
+            max_steps=num_batches(length, batch_size, num_epochs),
+            adjust_fn=pull if pulls else None,
+        )
+        return Upload(displacement(shared, params)), client_state, LocalInfo(loss, jnp.asarray(num_steps, jnp.int32))
 
     return LocalUpdate(lambda params: (), update)

@@ -32,21 +32,23 @@ def adapt(
 ) -> AdaptFn:
     """Steps of an optimiser on a client's support set, with metrics along the way.
 
-    `theta_{t+1} = theta_t + tx.update(grad loss(theta_t; support))`. Written for one client: `cohort_map` or vmap lifts it to many.
+    `theta_{t+1} = theta_t + tx.update(grad loss(theta_t; support))`. Written for one client: `cohort_map` or vmap lifts
+    it to many.
 
     Args:
       loss_fn: `(params, batch, key) -> scalar`.
       tx: optax optimiser.
       num_steps: steps, 0 or more.
-      batch_size: support examples per step, from shuffled epochs over the support set; default: all of them, each step, by
-        `core.mean_loss`.
-      max_support: static bound on the support examples of a client, when it is known: without `batch_size` a step costs so many rows;
-        default: the padded length `M`. Support examples beyond it are not used.
-      eval_fn: `(params, data) -> metrics`, called before the first step and after each; it decides what it reads, usually the query rows.
+      batch_size: support examples per step, from shuffled epochs over the support set; default: all of them, each step,
+        by `core.mean_loss`.
+      max_support: static bound on the support examples of a client, when it is known: without `batch_size` a step costs
+        so many rows; default: the padded length `M`. Support examples beyond it are not used.
+      eval_fn: `(params, data) -> metrics`, called before the first step and after each; it decides what it reads,
+        usually the query rows.
 
     Returns:
-      `run(params, data, key) -> (adapted params, history)`; the history has leaves `[num_steps + 1, ...]`, or is `None` without `eval_fn`.
-      A client without support examples takes its steps with gradient 0.
+      `run(params, data, key) -> (adapted params, history)`; the history has leaves `[num_steps + 1, ...]`, or is `None`
+      without `eval_fn`. A client without support examples takes its steps with gradient 0.
 
     Raises:
       ValueError: if `num_steps` is negative, or `batch_size` or `max_support` is not positive.
@@ -69,7 +71,7 @@ def adapt(
         order_key, loss_key = jax.random.split(key)
         if batch_size is None:
             rows = length if max_support is None else min(length, max_support)
-            mask = jnp.arange(rows) < data.num_support
+            mask = jnp.arange(rows, dtype=jnp.int32) < data.num_support
             support = jax.tree.map(lambda x: x[:rows], data.examples)
 
             def support_loss(params: Params, index: jax.Array, key: jax.Array) -> jax.Array:

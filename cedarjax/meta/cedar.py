@@ -1,9 +1,11 @@
-"""Cedar's local meta update (You, Guo, Yuen, Chen, Zhang, Poor, `A framework reforming personalized Internet of Things by
-federated meta-learning <https://doi.org/10.1038/s41467-025-59217-z>`_, 2025).
+"""Cedar's local meta update.
 
-First order and sequential: the query step starts where the support step ended and nothing is rolled back, so this is neither
-MAML nor first-order MAML. The published code crashes on a client with fewer than two full batches; here every client with a support and
-a query example takes part, its batches filled up from its own examples.
+Reference: You, Guo, Yuen, Chen, Zhang, Poor, `A framework reforming personalized Internet of Things
+by federated meta-learning <https://doi.org/10.1038/s41467-025-59217-z>`_, 2025.
+
+First order and sequential: the query step starts where the support step ended and nothing is rolled back, so this is
+neither MAML nor first-order MAML. The published code crashes on a client with fewer than two full batches; here every
+client with a support and a query example takes part, its batches filled up from its own examples.
 """
 
 from typing import NamedTuple
@@ -21,8 +23,10 @@ from cedarjax.core import (
     Upload,
     batch_indices,
     check_positive,
+    displacement,
     masked_scan,
     num_batches,
+    optimiser_step,
     shuffled_epochs,
     take_rows,
 )
@@ -62,8 +66,8 @@ def cedar(
       num_epochs: passes over the smaller of the two sets.
 
     Returns:
-      A `LocalUpdate` over `ClientData` without client state, info `CedarLocalInfo`. A client without support or without query
-      examples changes nothing; `data.split_support_query` makes the two sets.
+      A `LocalUpdate` over `ClientData` without client state, info `CedarLocalInfo`. A client without support or without
+      query examples changes nothing; `data.split_support_query` makes the two sets.
 
     Raises:
       ValueError: if `batch_size` or `num_epochs` is not positive.
@@ -90,24 +94,22 @@ def cedar(
         support = shuffled_epochs(support_key, jnp.int32(0), data.num_support, **epochs)
         query = shuffled_epochs(query_key, data.num_support, num_query, **epochs)
 
-        def half_step(tx, params, opt_state, stream, index, key):
-            batch = take_rows(data.examples, batch_indices(stream, index, batch_size))
-            loss, grads = jax.value_and_grad(loss_fn)(params, batch, key)
-            step_update, opt_state = tx.update(grads, opt_state, params)
-            return optax.apply_updates(params, step_update), opt_state, loss
-
-        def pair(carry: tuple[Params, PyTree, PyTree], index: jax.Array) -> tuple[tuple[Params, PyTree, PyTree], jax.Array]:
+        def pair(
+            carry: tuple[Params, PyTree, PyTree], index: jax.Array
+        ) -> tuple[tuple[Params, PyTree, PyTree], jax.Array]:
             params, inner, outer = carry
             inner_key, outer_key = jax.random.split(jax.random.fold_in(loss_key, index))
-            params, inner, _ = half_step(inner_tx, params, inner, support, index, inner_key)
-            params, outer, loss = half_step(outer_tx, params, outer, query, index, outer_key)
+            support_batch, query_batch = (
+                take_rows(data.examples, batch_indices(stream, index, batch_size)) for stream in (support, query)
+            )
+            params, inner, _ = optimiser_step(loss_fn, inner_tx, params, inner, support_batch, inner_key)
+            params, outer, loss = optimiser_step(loss_fn, outer_tx, params, outer, query_batch, outer_key)
             return (params, inner, outer), loss
 
         num_pairs = num_batches(jnp.minimum(data.num_support, num_query), batch_size, num_epochs)
         carry = (shared, inner_tx.init(shared), outer_tx.init(shared))
         # The smaller of two sets that share `length` rows has at most half of them.
         (params, _, _), loss = masked_scan(pair, carry, num_pairs, num_batches(length // 2, batch_size, num_epochs))
-        delta = jax.tree.map(jnp.subtract, shared, params)
-        return Upload(delta), client_state, CedarLocalInfo(loss, num_pairs)
+        return Upload(displacement(shared, params)), client_state, CedarLocalInfo(loss, num_pairs)
 
     return LocalUpdate(lambda params: (), update)

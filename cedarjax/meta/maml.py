@@ -1,11 +1,14 @@
-"""MAML and first-order MAML as a client's work (Finn, Abbeel, Levine, `Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks
-<https://arxiv.org/abs/1703.03400>`_, 2017).
+"""MAML and first-order MAML as a client's work.
 
-A client uploads its meta-gradient, so one round is one step of the server's optimiser on the mean over clients. Second order needs the
-inner optimiser to be differentiable: `optax.sgd`, momentum, and Adam with `eps_root > 0` are; with `eps_root=0` Adam's
-square root has an infinite slope wherever a gradient is exactly 0, and the meta-gradient is NaN.
+Reference: Finn, Abbeel, Levine, `Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks
+<https://arxiv.org/abs/1703.03400>`_, 2017.
+
+A client uploads its meta-gradient, so one round is one step of the server's optimiser on the mean over clients. Second
+order needs the inner optimiser to be differentiable: `optax.sgd`, momentum, and Adam with `eps_root > 0` are; with
+`eps_root=0` Adam's square root has an infinite slope wherever a gradient is exactly 0, and the meta-gradient is NaN.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,10 +25,12 @@ from cedarjax.core import (
     batch_indices,
     check_positive,
     mean_loss,
-    num_batches,
     shuffled_epochs,
     take_rows,
 )
+
+
+StepLoss = Callable[[Params, jax.Array, jax.Array], jax.Array]
 
 
 class MamlInfo(NamedTuple):
@@ -57,15 +62,16 @@ def maml(
       inner_tx: optax optimiser of the inner steps; differentiable unless `first_order`.
       num_steps: inner steps `m`.
       first_order: take `d theta_m / d theta` as the identity.
-      remat: recompute each inner step in the backward pass. Memory then grows by one copy of the parameters and the optimiser's state
-        per inner step, and no longer by all activations.
-      batch_size: support examples per inner step, from shuffled epochs over the support set; default: all of them, each step. The default
-        takes the exact mean over a ragged set by `core.mean_loss`, which asks for a loss that is a mean over examples.
+      remat: recompute each inner step in the backward pass. Memory then grows by one copy of the parameters and the
+        optimiser's state per inner step, and no longer by all activations.
+      batch_size: support examples per inner step, from shuffled epochs over the support set; default: all of them, each
+        step. The default takes the exact mean over a ragged set by `core.mean_loss`, which asks for a loss that is a
+        mean over examples.
       query_batch_size: query examples in the outer loss; default: all of them.
 
     Returns:
-      A `LocalUpdate` over `ClientData` without client state, info `MamlInfo`. Its delta is a gradient, so the server needs an
-      optimiser with a learning rate. A client without support examples takes its inner steps with gradient 0.
+      A `LocalUpdate` over `ClientData` without client state, info `MamlInfo`. Its delta is a gradient, so the server
+      needs an optimiser with a learning rate. A client without support examples takes its inner steps with gradient 0.
 
     Raises:
       ValueError: if a count is not positive.
@@ -84,13 +90,17 @@ def maml(
         if size is not None:
             check_positive(**{name: size})
 
-    def update(shared: Params, client_state: PyTree, data: ClientData, key: jax.Array) -> tuple[Upload, PyTree, MamlInfo]:
+    def update(
+        shared: Params, client_state: PyTree, data: ClientData, key: jax.Array
+    ) -> tuple[Upload, PyTree, MamlInfo]:
         length = jax.tree.leaves(data.examples)[0].shape[0]
         support_key, query_key, loss_key = jax.random.split(key, 3)
         num_query = data.num_examples - data.num_support
         rows = jnp.arange(length, dtype=jnp.int32)
 
-        def objective(start: jax.Array, count: jax.Array, size: int | None, order_key: jax.Array, num_epochs: int):
+        def objective(
+            start: jax.Array, count: jax.Array, size: int | None, order_key: jax.Array, num_epochs: int
+        ) -> StepLoss:
             """Loss at one step over rows `[start, start + count)`: batches of `size`, or all rows."""
             if size is None:
                 mask = (rows >= start) & (rows < start + count)

@@ -1,4 +1,8 @@
-"""Reptile (Nichol, Achiam, Schulman, `On First-Order Meta-Learning Algorithms <https://arxiv.org/abs/1803.02999>`_, 2018)."""
+"""Reptile.
+
+Reference: Nichol, Achiam, Schulman, `On First-Order Meta-Learning Algorithms
+<https://arxiv.org/abs/1803.02999>`_, 2018.
+"""
 
 from typing import NamedTuple
 
@@ -13,10 +17,10 @@ from cedarjax.core import (
     Params,
     PyTree,
     Upload,
-    batch_indices,
     check_positive,
+    displacement,
     shuffled_epochs,
-    take_rows,
+    train,
 )
 
 
@@ -30,9 +34,9 @@ class ReptileInfo(NamedTuple):
 def reptile(loss_fn: LossFn, inner_tx: optax.GradientTransformation, num_steps: int, *, batch_size: int) -> LocalUpdate:
     """The displacement of a fixed number of steps, `delta = theta - theta_m`.
 
-    `theta_{t+1} = theta_t + inner_tx.update(grad loss(theta_t; batch_t))` over shuffled batches of all the client's examples, support and
-    query alike. The server's learning rate is Reptile's outer step size. Unlike `local.sgd`, every client does the same
-    number of steps, whatever the size of its data.
+    `theta_{t+1} = theta_t + inner_tx.update(grad loss(theta_t; batch_t))` over shuffled batches of all the client's
+    examples, support and query alike. The server's learning rate is Reptile's outer step size. Unlike `local.sgd`,
+    every client does the same number of steps, whatever the size of its data.
 
     Args:
       loss_fn: `(params, batch, key) -> scalar`.
@@ -57,21 +61,25 @@ def reptile(loss_fn: LossFn, inner_tx: optax.GradientTransformation, num_steps: 
     """
     check_positive(num_steps=num_steps, batch_size=batch_size)
 
-    def update(shared: Params, client_state: PyTree, data: ClientData, key: jax.Array) -> tuple[Upload, PyTree, ReptileInfo]:
+    def update(
+        shared: Params, client_state: PyTree, data: ClientData, key: jax.Array
+    ) -> tuple[Upload, PyTree, ReptileInfo]:
         length = jax.tree.leaves(data.examples)[0].shape[0]
         order_key, loss_key = jax.random.split(key)
         # One epoch per step is enough for a client that fills a batch; a smaller one reads its last order in circles.
         stream = shuffled_epochs(order_key, jnp.int32(0), data.num_examples, length=length, num_epochs=num_steps)
 
-        def step(carry: tuple[Params, PyTree], index: jax.Array) -> tuple[tuple[Params, PyTree], jax.Array]:
-            params, opt_state = carry
-            batch = take_rows(data.examples, batch_indices(stream, index, batch_size))
-            loss, grads = jax.value_and_grad(loss_fn)(params, batch, jax.random.fold_in(loss_key, index))
-            step_update, opt_state = inner_tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, step_update), opt_state), loss
-
-        carry = (shared, inner_tx.init(shared))
-        (params, _), losses = jax.lax.scan(step, carry, jnp.arange(num_steps, dtype=jnp.int32))
-        return Upload(jax.tree.map(jnp.subtract, shared, params)), client_state, ReptileInfo(losses.mean())
+        params, loss = train(
+            loss_fn,
+            inner_tx,
+            shared,
+            data.examples,
+            stream,
+            loss_key,
+            batch_size=batch_size,
+            num_steps=num_steps,
+            max_steps=num_steps,
+        )
+        return Upload(displacement(shared, params)), client_state, ReptileInfo(loss)
 
     return LocalUpdate(lambda params: (), update)

@@ -61,10 +61,14 @@ def removes_client_axis(case: AggregatorCase) -> None:
         with widths(jnp.float32 if dtype is None else dtype):
             given = (case.updates, case.params)
             updates, params = given if dtype is None else cast(given, dtype)
-            out, infos = jax.eval_shape(lambda u, w, p: _aggregate(case._replace(params=p), u, w), updates, case.weights, params)
+            out, infos = jax.eval_shape(
+                lambda u, w, p: _aggregate(case._replace(params=p), u, w), updates, case.weights, params
+            )
             chex.assert_trees_all_equal_shapes_and_dtypes(out, jax.tree.map(lambda x: x[0], updates))
     for leaf in jax.tree.leaves(infos):
-        assert leaf.shape in ((), case.weights.shape), f"infos must hold scalars and [C] vectors, got the shape {leaf.shape}"
+        assert leaf.shape in ((), case.weights.shape), (
+            f"infos must hold scalars and [C] vectors, got the shape {leaf.shape}"
+        )
 
 
 def agrees_without_jit(case: AggregatorCase) -> None:
@@ -129,9 +133,14 @@ def traces_once(case: AggregatorCase) -> None:
 
 
 def reads_weights_by_layer(case: AggregatorCase) -> None:
-    """Equal weights on every leaf are the `[C]` weights; a leaf that nobody uploaded gets 0 and its content is not read."""
+    """Equal weights on every leaf are the `[C]` weights; a leaf that nobody uploaded gets 0, unread."""
     per_leaf = jax.tree.map(lambda _: case.weights, case.updates)
-    close(case, "a tree of weights against [C]", _aggregate(case, case.updates, per_leaf), _aggregate(case, case.updates, case.weights))
+    close(
+        case,
+        "a tree of weights against [C]",
+        _aggregate(case, case.updates, per_leaf),
+        _aggregate(case, case.updates, case.weights),
+    )
     weights, structure = jax.tree.flatten(per_leaf)
     leaves = jax.tree.leaves(case.updates)
     for i in range(len(weights)):
@@ -204,7 +213,9 @@ AGGREGATOR_LAWS = {
 
 
 def _offset(case: AggregatorCase) -> PyTree:
-    return jax.tree.map(lambda x: 1 + jnp.arange(x[0].size, dtype=x.dtype).reshape(x[0].shape) / x[0].size, case.updates)
+    return jax.tree.map(
+        lambda x: 1 + jnp.arange(x[0].size, dtype=x.dtype).reshape(x[0].shape) / x[0].size, case.updates
+    )
 
 
 def moves_along(case: AggregatorCase) -> None:
@@ -241,9 +252,9 @@ def check_aggregator(
 ) -> None:
     """Puts an aggregator through the laws of `AGGREGATOR_LAWS`.
 
-    The result must be one update, the same with and without jit, in every order and however the clients are sharded; absent and
-    non-finite clients and layers that nobody uploaded must count for nothing; shapes and dtypes must fit; results must be finite and
-    follow from the key; one trace must do for all rounds.
+    The result must be one update, the same with and without jit, in every order and however the clients are sharded;
+    absent and non-finite clients and layers that nobody uploaded must count for nothing; shapes and dtypes must fit;
+    results must be finite and follow from the key; one trace must do for all rounds.
 
     Args:
       aggregator: the kernel.

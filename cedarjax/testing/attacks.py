@@ -31,7 +31,11 @@ class AttackCase(NamedTuple):
 
 
 def _poisoned(
-    attack: optax.GradientTransformationExtraArgs, updates: PyTree, byzantine: jax.Array, weights: jax.Array, key: jax.Array
+    attack: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    byzantine: jax.Array,
+    weights: jax.Array,
+    key: jax.Array,
 ) -> PyTree:
     params = jax.tree.map(lambda x: jnp.zeros_like(x[0]), updates)
     return attack.update(updates, attack.init(params), params, weights=weights, key=key, byzantine=byzantine)[0]
@@ -53,7 +57,7 @@ def keeps_client_axis(case: AttackCase) -> None:
 
 
 def touches_malicious_rows_only(case: AttackCase) -> None:
-    """The rows of honest clients keep their bits, those of malicious clients change; with nobody malicious, nothing does."""
+    """The rows of honest clients keep their bits, malicious ones change; with nobody malicious, nothing does."""
     out = _poison(case)
     finite("poisoned updates", out)
     honest = [i for i, bad in enumerate(case.byzantine.tolist()) if not bad]

@@ -51,12 +51,14 @@ Layout = tuple[int | None, Mesh | None]
 """Arguments of `cohort_map`."""
 
 
-def _mapped(update: Callable, layout: Layout, params: Params, state: PyTree, data: ClientData, keys: jax.Array) -> tuple:
+def _mapped(
+    update: Callable, layout: Layout, params: Params, state: PyTree, data: ClientData, keys: jax.Array
+) -> tuple:
     return cohort_map(*layout)(update, params, state, data, keys)
 
 
 def _work(case: LocalUpdateCase, cohort: Cohort, layout: Layout = (None, None), *, jit: bool = True) -> tuple:
-    """Upload, client state and info of every client, `[C, ...]`; laws that ask for the same work share its compilation."""
+    """Upload, client state and info of every client, `[C, ...]`; laws share the compilation."""
     keys = client_keys(jax.random.key(case.seed), cohort.client_id)
     run = jax.jit(_mapped, static_argnums=(0, 1)) if jit else _mapped
     return run(case.local_update.update, layout, case.params, cohort.state, cohort.data, keys)
@@ -106,7 +108,7 @@ def _layouts(case: LocalUpdateCase) -> dict[str, Layout]:
 
 
 def keeps_shapes(case: LocalUpdateCase) -> None:
-    """Deltas have the shapes and dtypes of the parameters, states keep theirs, masks hold scalars in {0, 1}, infos are small."""
+    """Deltas have the shapes and dtypes of the parameters, states keep theirs, masks hold 0 and 1, infos are small."""
     data = jax.tree.map(lambda x: x[0], case.data)
     for dtype in (None, *case.dtypes):
         with widths(jnp.float32 if dtype is None else dtype):
@@ -117,7 +119,9 @@ def keeps_shapes(case: LocalUpdateCase) -> None:
             chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     size = sum(x.size for x in jax.tree.leaves(case.params))
     for leaf in jax.tree.leaves(info):
-        assert leaf.ndim <= 1 and leaf.size < size, f"info must hold scalars and short vectors, got the shape {leaf.shape}"
+        assert leaf.ndim <= 1 and leaf.size < size, (
+            f"info must hold scalars and short vectors, got the shape {leaf.shape}"
+        )
     if upload.mask is not None:
         chex.assert_trees_all_equal_structs(upload.mask, case.params)
         cohort = _cohort(case)
@@ -217,7 +221,14 @@ def stays_finite(case: LocalUpdateCase) -> None:
     full, rows = counts[largest], jnp.arange(jax.tree.leaves(examples)[0].shape[1])
     one = jax.tree.map(lambda x: x[largest], examples)
     zeros, equal = jax.tree.map(jnp.zeros_like, one), jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), one)
-    ragged = [(one, 1, 0), (one, 1, 1), (one, full, 0), (one, full, full), (zeros, full, full // 2), (equal, full, full // 2)]
+    ragged = [
+        (one, 1, 0),
+        (one, 1, 1),
+        (one, full, 0),
+        (one, full, full),
+        (zeros, full, full // 2),
+        (equal, full, full // 2),
+    ]
     clients = [
         ClientData(where_rows(rows < n, x, filled(x, jnp.nan)), jnp.asarray(n, jnp.int32), jnp.asarray(s, jnp.int32))
         for x, n, s in ragged
@@ -260,9 +271,10 @@ def check_local_update(
 ) -> None:
     """Puts a local update through the laws of `LOCAL_UPDATE_LAWS`.
 
-    Updates, client states and infos of every client must be the same with and without jit, on every layout of the client axis,
-    for every padding, every order and beside every absent client; shapes and dtypes must fit; results must be
-    finite and follow from the key; one trace must do for all rounds. A kernel that keeps a state is checked in its second round.
+    Updates, client states and infos of every client must be the same with and without jit, on every layout of the
+    client axis, for every padding, every order and beside every absent client; shapes and dtypes must fit; results must
+    be finite and follow from the key; one trace must do for all rounds. A kernel that keeps a state is checked in its
+    second round.
 
     Args:
       local_update: the kernel.
@@ -290,7 +302,9 @@ def check_local_update(
     if not isinstance(data, ClientData):
         raise TypeError(f"data must be a ClientData, got {type(data).__name__}.")
     if jnp.ndim(data.num_examples) == 0:
-        counts = jnp.stack([jnp.asarray(data.num_examples, jnp.int32), jnp.maximum(data.num_examples // 2, 1), jnp.int32(1)])
+        counts = jnp.stack(
+            [jnp.asarray(data.num_examples, jnp.int32), jnp.maximum(data.num_examples // 2, 1), jnp.int32(1)]
+        )
         examples = jax.tree.map(lambda x: jnp.broadcast_to(x, (3, *x.shape)), data.examples)
         data = ClientData(examples, counts, jnp.minimum(counts, data.num_support))
     if mesh is None and len(jax.devices()) > 1:

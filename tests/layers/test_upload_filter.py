@@ -118,10 +118,10 @@ def test_first_round_uploads_everything_and_stores_its_scores():
 
 
 def run(filtered, params, deltas, keys=None):
-    state, infos = filtered.init(params), []
+    state, infos, update = filtered.init(params), [], jax.jit(filtered.update)
     for i, delta in enumerate(deltas):
         key = jax.random.key(i) if keys is None else keys[i]
-        upload, state, info = filtered.update(params, state, delta, key)
+        upload, state, info = update(params, state, delta, key)
         infos.append((upload, state, info))
     return infos
 

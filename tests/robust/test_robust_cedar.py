@@ -74,9 +74,10 @@ def specified(updates, weights, uploaded, detect=True, min_gap=0.3, raw=False):
     return np.where(present, s, 0), dropped, update, gap, w / w.sum()
 
 
-def aggregate(updates, weights=None, params=PARAMS, **options):
+def aggregate(updates, weights=None, params=PARAMS, jit=True, **options):
     rule = cedar(logits_fn, STIMULI, **options)
-    return rule.update(updates, rule.init(params), params, weights=weights)
+    update = jax.jit(rule.update) if jit else rule.update
+    return update(updates, rule.init(params), params, weights=weights)
 
 
 def everything(num_clients):
@@ -278,8 +279,8 @@ def test_similarity_weights_clip_at_zero():
 
 def test_jit_chunks_and_permutation():
     updates, weights = make_updates(7, attackers=(3,)), jnp.array([1.0, 2, 3, 1, 0, 1, 2])
-    wanted, state = aggregate(updates, weights)
-    runs = [jax.jit(lambda u, w, k=k: aggregate(u, w, chunk_size=k))(updates, weights) for k in (None, 1, 3)]
+    wanted, state = aggregate(updates, weights, jit=False)
+    runs = [aggregate(updates, weights, chunk_size=k) for k in (None, 1, 3)]
     order = np.array([6, 2, 0, 4, 3, 1, 5])
     moved, moved_state = aggregate(jax.tree.map(lambda x: x[order], updates), weights[order])
     np.testing.assert_array_equal(moved_state.info.dropped, state.info.dropped[order])
@@ -292,7 +293,7 @@ def test_jit_chunks_and_permutation():
 def test_same_dtype_out(dtype):
     cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)  # noqa: E731
     rule = cedar(logits_fn, STIMULI.astype(dtype))
-    got, state = rule.update(cast(make_updates(3)), rule.init(None), cast(PARAMS), weights=jnp.ones(3))
+    got, state = jax.jit(rule.update)(cast(make_updates(3)), rule.init(None), cast(PARAMS), weights=jnp.ones(3))
     assert all(x.dtype == dtype for x in jax.tree.leaves(got)) and state.info.similarity.dtype == jnp.float32
 
 
@@ -300,7 +301,7 @@ def test_under_x64(x64):
     cast = lambda tree: jax.tree.map(np.float64, tree)  # noqa: E731
     updates = cast(make_updates(4))
     rule = cedar(logits_fn, STIMULI.astype(np.float64))
-    got, _ = rule.update(updates, rule.init(None), cast(PARAMS), weights=jnp.ones(4, jnp.float64))
+    got, _ = jax.jit(rule.update)(updates, rule.init(None), cast(PARAMS), weights=jnp.ones(4, jnp.float64))
     assert all(x.dtype == jnp.float64 for x in jax.tree.leaves(got))
     close(got, specified(updates, np.ones(4), everything(4))[2], rtol=1e-5)
 

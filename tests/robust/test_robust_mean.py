@@ -19,9 +19,12 @@ def make_updates(seed=0, dtype=np.float32):
     return jax.tree.map(lambda s: rng.normal(size=s).astype(dtype), shapes, is_leaf=lambda s: isinstance(s, tuple))
 
 
+RULE = mean()
+UPDATE = jax.jit(RULE.update)
+
+
 def aggregate(updates, **extra):
-    rule = mean()
-    return rule.update(updates, rule.init(None), **extra)
+    return UPDATE(updates, RULE.init(None), **extra)
 
 
 def numpy_mean(x, weights):
@@ -56,7 +59,7 @@ def test_a_client_with_one_bad_number_is_absent_everywhere_and_counted(bad):
     wanted = jax.tree.map(lambda x: numpy_mean(np.nan_to_num(x), [0, 1, 0, 3, 4]), updates)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6), got, wanted)
     assert state.num_nonfinite == 1
-    _, state = mean().update(updates, state, weights=jnp.ones(5))
+    _, state = UPDATE(updates, state, weights=jnp.ones(5))
     assert state.num_nonfinite == 2
 
 
@@ -87,8 +90,8 @@ def test_float64(x64):
 
 def test_jit_permutation_one_client_and_a_bare_array():
     updates, weights = make_updates(), jnp.array([0.5, 1.0, 0.0, 2.0, 4.0])
-    plain, _ = aggregate(updates, weights=weights)
-    jitted, _ = jax.jit(lambda u, w: aggregate(u, weights=w))(updates, weights)
+    plain, _ = RULE.update(updates, RULE.init(None), weights=weights)
+    jitted, _ = aggregate(updates, weights=weights)
     order = np.array([3, 0, 4, 2, 1])
     permuted, _ = aggregate(jax.tree.map(lambda x: x[order], updates), weights=weights[order])
     for other in (jitted, permuted):

@@ -20,7 +20,8 @@ from experiments.comparison import Comparison, Interrupted, Plan
 from experiments.datasets import LOADERS, DataError, DatasetNotFoundError, Federation, load, load_npz, summary
 from experiments.report import print_report
 from experiments.setting import DEFAULT, PRESETS, make_setting
-from experiments.variants import ALGORITHMS, ATTACKS, SCORES, SERVERS, SUITES, Variant
+from experiments.tuning import tune
+from experiments.variants import SUITES, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +163,8 @@ def run(config: Config, console: Console, title: str | None = None) -> dict:
     federation = load_federation(config, 0)
     plan = make_plan(config, federation, title or f"{federation.name}: {federation.task} on clients that never trained")
     setting = make_setting(lambda seed: load_federation(config, seed), range(config.seeds), plan.preset.hidden)
+    if config.tune:
+        return tune(setting, plan, console)
     if config.resume is not None:
         places = files.resume_run(config.resume, plan.config)
     else:
@@ -192,8 +195,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     return 0
 
-
-__all__ = ["ALGORITHMS", "ATTACKS", "SCORES", "SERVERS", "Config", "main", "run"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -151,12 +151,13 @@ class Comparison:
             progress.update(task, completed=self.plan.rounds, told=self._told(run))
             return run
         started = time.perf_counter()
-        params, records = self.setting.params, []
+        params: Any = self.setting.params
+        records: list[dict[str, Any]] = []
         if variant.algorithm != "scratch":
             params, records = self._train(variant, progress, task, pressed)
         progress.update(task, completed=self.plan.rounds, told="adapting")
         run = self._score(variant, params, records)
-        run["seconds"] = round(time.perf_counter() - started + sum(r.get("seconds_before", 0) for r in records[:1]), 1)
+        run["seconds"] = round(time.perf_counter() - started, 1)
         files.write_json(done, run)
         progress.update(task, told=self._told(run))
         return run
@@ -198,9 +199,7 @@ class Comparison:
         self, variant: Variant, rounds: int, segment: Segment, state: Any, adaptation: Adaptation
     ) -> dict[str, Any]:
         """One line of the log: a segment boiled down, and the score of the validation clients."""
-        [curve] = self.evaluator.curves(
-            state.server.params, self.setting.validation, adaptation.optimiser, (adaptation.learning_rate,), CURVE_STEPS
-        )
+        curve = self.evaluator.curve(state.server.params, self.setting.validation, adaptation, CURVE_STEPS)
         record = {
             "variant": variant.name,
             "round": rounds,
@@ -223,8 +222,8 @@ class Comparison:
         """Chooses how to adapt on the validation clients and scores the new ones."""
         plan = self.plan
         own = default_adaptation(plan.preset, variant, plan.learning_rate)
-        chosen = self.evaluator.choose(params, plan.steps, (own,))
-        [curve] = self.evaluator.curves(params, self.setting.new, chosen.optimiser, (chosen.learning_rate,), plan.steps)
+        chosen, _ = self.evaluator.choose(params, plan.steps, (own,))
+        curve = self.evaluator.curve(params, self.setting.new, chosen, plan.steps)
         last = {name: values[:, -1] for name, values in curve.pooled.items()}
         worst = np.mean([float(metrics.fairness(clients[:, -1]).worst_decile) for clients in curve.per_client])
         shown = ("mcc", "f1") if self.setting.task == "classification" else ("mse", "mae")
@@ -313,14 +312,7 @@ class Comparison:
             draw("Bytes against score", "bytes.png", plots.plot_bytes, sent, metric=after, order=names)
         if filtered is not None:
             rows = records[filtered]
-            rate = np.concatenate(
-                [
-                    np.mean(r["upload_rate"], axis=1)[None]
-                    if np.ndim(r["upload_rate"]) == 1
-                    else np.array(r["upload_rate"])
-                    for r in rows
-                ]
-            ).T
+            rate = np.concatenate([r["upload_rate"] for r in rows]).T
             uploads = (np.arange(1, rate.shape[1] + 1), judged_layers(self.setting), rate)
             draw(f"Layers uploaded by {filtered}", "uploads.png", plots.plot_uploads, *uploads)
             draw(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.cedar import Config, Interrupted, run
+from experiments.cedar import Config, run
+from experiments.comparison import Interrupted
 
 TITLE = "Digits as tasks: 100 clients name 5 of 10 digits in a private order; new ones have one image per class"
 

@@ -75,7 +75,8 @@ class Evaluator:
 
     @functools.cache  # noqa: B019 - one evaluator a program
     def _program(self, optimiser: str, num_steps: int, max_support: int) -> Any:
-        def one_seed(params: Any, dataset: FederatedDataset, key: jax.Array, learning_rate: jax.Array) -> Any:
+        def one_seed(one: tuple[Any, FederatedDataset, jax.Array], learning_rate: jax.Array) -> Any:
+            params, dataset, key = one
             tx = OPTIMISERS[optimiser](learning_rate)
             run = cj.meta.adapt(self.setting.loss_fn, tx, num_steps, max_support=max_support, eval_fn=self._count)
             clients = cj.core.take_clients(dataset, jnp.arange(dataset.num_clients)).data
@@ -85,39 +86,29 @@ class Evaluator:
             return pooled, jax.vmap(jax.vmap(lambda c: c.summarise()))(counts)
 
         @jax.jit
-        def program(params, dataset, keys, learning_rates):
-            def one_rate(rate: jax.Array) -> Any:
-                return map_seeds(lambda args: one_seed(*args, rate), (params, dataset, keys))
-
-            return jax.lax.map(one_rate, learning_rates)
+        def program(params: Any, dataset: FederatedDataset, keys: jax.Array, learning_rate: jax.Array) -> Any:
+            return map_seeds(lambda one: one_seed(one, learning_rate), (params, dataset, keys))
 
         return program
 
-    def curves(
-        self, params: Any, dataset: FederatedDataset, optimiser: str, learning_rates: tuple[float, ...], num_steps: int
-    ) -> list[Curve]:
-        """Adapts with each learning rate in turn.
+    def curve(self, params: Any, dataset: FederatedDataset, adaptation: Adaptation, num_steps: int) -> Curve:
+        """Adapts every client and scores it after each step.
 
         Args:
           params: `[seeds, ...]` initialisations.
           dataset: `[seeds, ...]` clients to adapt to.
-          optimiser: key of `OPTIMISERS`.
-          learning_rates: rates to try.
+          adaptation: optimiser and rate.
           num_steps: adaptation steps.
 
         Returns:
-          One `Curve` per rate.
+          The scores.
         """
-        program = self._program(optimiser, num_steps, int(dataset.num_support.max()))
-        rates = jnp.asarray(learning_rates, jnp.float32)
-        pooled, single = jax.device_get(program(params, dataset, self.setting.keys, rates))
-        name = metric_name(self.setting)
-        return [
-            Curve({score: values[k] for score, values in pooled._asdict().items()}, getattr(single, name)[k])
-            for k in range(len(learning_rates))
-        ]
+        program = self._program(adaptation.optimiser, num_steps, int(dataset.num_support.max()))
+        rate = jnp.float32(adaptation.learning_rate)
+        pooled, single = jax.device_get(program(params, dataset, self.setting.keys, rate))
+        return Curve(pooled._asdict(), getattr(single, metric_name(self.setting)))
 
-    def choose(self, params: Any, num_steps: int, extra: tuple[Adaptation, ...] = ()) -> Adaptation:
+    def choose(self, params: Any, num_steps: int, extra: tuple[Adaptation, ...] = ()) -> tuple[Adaptation, float]:
         """The optimiser and rate with the best mean metric over adaptation steps on the validation clients.
 
         Steps 1, 5 and the last one count equally, so neither speed nor the end result decides alone. Every algorithm
@@ -129,16 +120,14 @@ class Evaluator:
           extra: candidates beside `RATES`, such as the inner rate of a MAML.
 
         Returns:
-          The best candidate, the same for all seeds.
+          The best candidate, the same for all seeds, and its score.
         """
         name = metric_name(self.setting)
-        told = sorted({1, min(5, num_steps), num_steps})
-        scored: list[tuple[float, Adaptation]] = []
-        for optimiser, grid in RATES.items():
-            rates = tuple(dict.fromkeys([*grid, *(e.learning_rate for e in extra if e.optimiser == optimiser)]))
-            for rate, curve in zip(
-                rates, self.curves(params, self.setting.validation, optimiser, rates, num_steps), strict=True
-            ):
-                score = float(np.nan_to_num(curve.pooled[name][:, told], nan=-1e9).mean())
-                scored.append((score, Adaptation(optimiser, rate)))
-        return max(scored, key=lambda pair: pair[0])[1]
+        told = sorted({min(1, num_steps), min(5, num_steps), num_steps})
+        grid = [Adaptation(optimiser, rate) for optimiser, rates in RATES.items() for rate in rates]
+        scored = []
+        for candidate in dict.fromkeys([*grid, *extra]):
+            curve = self.curve(params, self.setting.validation, candidate, num_steps)
+            scored.append((float(np.nan_to_num(curve.pooled[name][:, told], nan=-1e9).mean()), candidate))
+        score, best = max(scored, key=lambda pair: pair[0])
+        return best, score

@@ -15,8 +15,17 @@ NUM_CLIENTS = 6
 WIDTH = 6
 
 
+@pytest.fixture(autouse=True)
+def fast_compilation(request):
+    """Most of the time here is XLA's. What is compared with no jit is compiled as it would be for a user."""
+    optimised = "jit" in request.node.name
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def hidden(params, x):
-    return jnp.tanh(x @ params["one"]["kernel"] + params["one"]["bias"][None])
+    return jnp.tanh(x.astype(params["one"]["kernel"].dtype) @ params["one"]["kernel"] + params["one"]["bias"][None])
 
 
 def logits_fn(params, x):
@@ -24,8 +33,9 @@ def logits_fn(params, x):
 
 
 def loss_fn(params, batch, key):
-    """Cross entropy of a small network whose inputs are scaled by chance, so that keys matter."""
-    logits = logits_fn(params, batch["x"] * (1 + jax.random.uniform(key, (), batch["x"].dtype)))
+    """Cross entropy of a small network whose inputs are scaled by bits of the key, so that keys matter."""
+    bits = (jax.random.key_data(key)[-1] % 1024).astype(batch["x"].dtype)
+    logits = logits_fn(params, batch["x"] * (0.5 + bits / 512))
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
 
@@ -80,8 +90,8 @@ LOCAL_UPDATES = {
     "maml": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2, batch_size=2, query_batch_size=2),
     "fomaml": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2, first_order=True),
     "reptile": lambda: cj.meta.reptile(loss_fn, optax.sgd(0.5), 3, batch_size=4),
-    "filter_rcs": lambda: filtered(sgd(), num_skipped=1),
-    "filter_bytes": lambda: filtered(one_gradient(), max_bytes=80, score="update_norm"),
+    "filter_rcs": lambda: filtered(one_gradient(), num_skipped=1),
+    "filter_bytes": lambda: filtered(one_gradient(), max_bytes=128, score="update_norm"),
     "filter_taylor": lambda: filtered(one_gradient(), num_skipped=1, score="taylor", loss_fn=loss_fn),
     "filter_random": lambda: filtered(one_gradient(), num_skipped=1, score="random"),
 }
@@ -108,7 +118,6 @@ AGGREGATORS = {
     "mean": cj.robust.mean,
     "cedar": screening,
     "cedar_undetecting": lambda: screening(detect=False, representation="raw"),
-    "cedar_loop": lambda: screening(min_gap=0.05, chunk_size=1),
     "gaussian_then_mean": lambda: optax.chain(cj.attacks.gaussian(1.0), cj.robust.mean()),
     "mean_then_momentum": lambda: optax.chain(cj.robust.mean(), optax.sgd(0.5, momentum=0.9)),
 }
@@ -155,8 +164,7 @@ def test_attack(kernel, law):
     testing.ATTACK_LAWS[law](attack_case(kernel))
 
 
-@pytest.mark.parametrize("kernel", ["sgd", "maml", "filter_rcs"])
-def test_jit_agrees_with_no_jit_at_three_hundred_clients(kernel):
-    case = local_case(kernel, None)
+def test_jit_agrees_with_no_jit_at_three_hundred_clients():
+    case = local_case("sgd", None)
     many = jax.tree.map(lambda x: jnp.tile(x, (50, *[1] * (x.ndim - 1)))[:300], case.data)
     testing.LOCAL_UPDATE_LAWS["agrees_without_jit"](case._replace(data=many))

@@ -8,8 +8,8 @@ large variance.
 import jax
 import jax.numpy as jnp
 
-from cedarjax.attacks.rows import poison_leaves
-from cedarjax.core.types import Aggregator
+from cedarjax.attacks.rows import overwrite_byzantine
+from cedarjax.core.types import Aggregator, PyTree
 
 
 def gaussian(std: float) -> Aggregator:
@@ -39,8 +39,15 @@ def gaussian(std: float) -> Aggregator:
     if not std >= 0:
         raise ValueError(f"std must be at least 0, got {std}.")
 
-    def noise(x: jax.Array, key: jax.Array) -> jax.Array:
+    def leaf_noise(x: jax.Array, key: jax.Array) -> jax.Array:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(x.shape[0], dtype=jnp.int32))
         return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys) * std
 
-    return poison_leaves(noise, needs_key=True)
+    def noise(updates: PyTree, key: jax.Array | None) -> PyTree:
+        if key is None:
+            raise ValueError("key must be given to draw the attackers' updates; got None.")
+        leaves, structure = jax.tree.flatten(updates)
+        drawn = [leaf_noise(x, jax.random.fold_in(key, i)) for i, x in enumerate(leaves)]
+        return jax.tree.unflatten(structure, drawn)
+
+    return overwrite_byzantine(noise)

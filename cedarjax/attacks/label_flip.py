@@ -12,7 +12,7 @@ from cedarjax.attacks.rows import check_byzantine, overwrite_rows
 from cedarjax.core.types import Cohort
 
 
-def label_flip(labels: jax.Array, byzantine: jax.Array, num_classes: int) -> jax.Array:
+def label_flip(labels: jax.Array, byzantine: jax.Array | None, num_classes: int) -> jax.Array:
     """Maps the labels `y` of flagged clients to `num_classes - 1 - y`.
 
     Args:

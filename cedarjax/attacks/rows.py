@@ -55,12 +55,12 @@ def overwrite_rows(byzantine: jax.Array, honest: jax.Array, poisoned: jax.Array)
     return jnp.where(byzantine.reshape(byzantine.shape + (1,) * (honest.ndim - 1)), poisoned, honest)
 
 
-def poison_leaves(poison: Callable[[jax.Array, jax.Array], jax.Array], needs_key: bool) -> Aggregator:
-    """Lifts `poison(leaf [C, ...], key) -> [C, ...]` to a transformation that overwrites the flagged rows.
+def overwrite_byzantine(poison: Callable[[PyTree, jax.Array | None], PyTree]) -> Aggregator:
+    """Lifts `poison(updates, key) -> updates` to a transformation that overwrites the flagged rows.
 
     Args:
-      poison: what an attacker sends in place of its update; `key` differs between leaves.
-      needs_key: whether `key=` has to be given; without it `poison` receives `None`.
+      poison: what attackers send in place of their updates, leaves `[C, ...]` for leaves `[C, ...]`; `key` is `None`
+        when the caller gave none.
 
     Returns:
       A stateless transformation that reads `byzantine=` and `key=`.
@@ -77,11 +77,7 @@ def poison_leaves(poison: Callable[[jax.Array, jax.Array], jax.Array], needs_key
     ) -> tuple[PyTree, optax.EmptyState]:
         del params, extra_args
         flags = check_byzantine(byzantine, num_clients(updates))
-        if needs_key and key is None:
-            raise ValueError("key must be given to draw the attackers' updates; got None.")
-        leaves, structure = jax.tree.flatten(updates)
-        keys = [jax.random.fold_in(key, i) if needs_key else None for i in range(len(leaves))]
-        poisoned = [overwrite_rows(flags, x, poison(x, k)) for x, k in zip(leaves, keys, strict=True)]
-        return jax.tree.unflatten(structure, poisoned), state
+        poisoned = jax.tree.map(lambda x, y: overwrite_rows(flags, x, y), updates, poison(updates, key))
+        return poisoned, state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

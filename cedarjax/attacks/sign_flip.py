@@ -3,7 +3,9 @@
 Reference: Li et al., `RSA: Byzantine-Robust Stochastic Aggregation Methods <https://arxiv.org/abs/1811.03761>`_, 2019.
 """
 
-from cedarjax.attacks.rows import poison_leaves
+import jax
+
+from cedarjax.attacks.rows import overwrite_byzantine
 from cedarjax.core.types import Aggregator
 
 
@@ -33,4 +35,4 @@ def sign_flip(scale: float = 1.0) -> Aggregator:
     """
     if not scale >= 0:
         raise ValueError(f"scale must be at least 0, got {scale}.")
-    return poison_leaves(lambda x, key: x * -scale, needs_key=False)
+    return overwrite_byzantine(lambda updates, key: jax.tree.map(lambda x: x * -scale, updates))

@@ -273,6 +273,7 @@ def upload_filter(
                 scores = consistency(received, trained, names, num_stimuli)
                 floor = {"eps": 0.0} if compat else {}
                 return scores, relative_change(state.scores, scores, **floor)
+            assert loss_fn is not None  # these scores were refused without it
             rows = jax.tree.leaves(data.examples)[0].shape[0]
             valid = jnp.arange(rows, dtype=jnp.int32) < data.num_examples
             gradient = jax.grad(lambda p: mean_loss(loss_fn, p, data.examples, valid, key))(trained)

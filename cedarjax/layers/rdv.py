@@ -76,6 +76,6 @@ def stimulus_pairs(num_stimuli: int, num_pairs: int | None = None, key: jax.Arra
         raise ValueError(f"num_pairs and key must be given together, got {given} without {absent}.")
     with jax.ensure_compile_time_eval():  # a constant of the compiled program, not a part of it
         pairs = jnp.stack(jnp.triu_indices(num_stimuli, k=1), axis=1).astype(jnp.int32)
-    if num_pairs is None:
+    if num_pairs is None or key is None:
         return pairs
     return pairs[jnp.sort(jax.random.choice(key, total, (num_pairs,), replace=False))]

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cedarjax.core.cohort import cohort_map
+from cedarjax.core.cohort import MapFn, cohort_map
 from cedarjax.core.names import layer_mask
 from cedarjax.core.trees import weighted_sum
 from cedarjax.core.types import Aggregator, Params, PyTree
@@ -154,7 +154,7 @@ def cedar(
     *,
     layers: tuple[str, ...] = (),
     representation: Representation = "softmax",
-    chunk_size: int | None = None,
+    map_fn: MapFn | None = None,
 ) -> Aggregator:
     """Representational screening and aggregation.
 
@@ -184,8 +184,8 @@ def cedar(
       layers: names of the judged layers, for `compat` only; needed there when clients leave layers out.
       representation: `"softmax"` compares class probabilities by cosine; `"raw"` compares what `logits_fn` returns by
         Euclidean distance, for regression.
-      chunk_size: clients evaluated at once, `None` for all. On CPU a loop, `chunk_size=1`, is about six times faster;
-        on an accelerator it is the other way round.
+      map_fn: how the client axis is laid out while the clients' models are evaluated, best the same `cohort_map` as in
+        `federated_round`; default: one vmap. Without its mesh the updates of all clients are gathered on every device.
 
     Returns:
       An `Aggregator` that reads `params` and `weights=` (`[C]` `n_i`, a tree of `[C]` leaves, or `None` for equal
@@ -208,7 +208,7 @@ def cedar(
       [False False  True] 1
     """
     _check_options(min_gap, compat, layers, representation)
-    map_clients = cohort_map(chunk_size)
+    map_fn = cohort_map() if map_fn is None else map_fn
 
     def represent(params: Params) -> jax.Array:
         outputs = logits_fn(params, stimuli)
@@ -221,11 +221,11 @@ def cedar(
             model = jax.tree.map(lambda p, d, w: jnp.where(w > 0, p - d.astype(p.dtype), p), received, delta, weight)
             return rdm_similarity(represent(model), reference, compat)
 
-        return map_clients(one, params, updates, weights).astype(jnp.float32)
+        return map_fn(one, params, updates, weights).astype(jnp.float32)
 
     def published_coefficients(params: Params, per_leaf: PyTree, weights: jax.Array) -> PyTree:
         """Equal weights on judged layers, similarity weights on the others, normalised over who uploaded the leaf."""
-        unjudged = layer_mask(params, dict.fromkeys(layers, 0.0))
+        unjudged = layer_mask(params, dict.fromkeys(layers, jnp.zeros((), jnp.float32)))
 
         def leaf(w: jax.Array, is_unjudged: jax.Array) -> jax.Array:
             chosen = jnp.where(is_unjudged > 0, weights, jnp.ones_like(weights))

@@ -112,10 +112,11 @@ def ignores_nonfinite_clients(case: AggregatorCase) -> None:
     out, _ = _aggregate(case, case.updates, case.weights)
     mixed, weights, _ = _with_strangers(case)
     close(case, "with non-finite clients against without", _aggregate(case, mixed, weights)[0], out)
-    leaves, structure = jax.tree.flatten(take(case.updates, [0, *range(num_clients(case.updates))]))
-    leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(jnp.nan)
-    one_bad = jax.tree.unflatten(structure, leaves)
-    close(case, "one NaN in one leaf", _aggregate(case, one_bad, weights[:-1])[0], out)
+    count = num_clients(case.updates)
+    leaves, structure = jax.tree.flatten(take(case.updates, [0, *range(count), count - 1]))
+    for place, value in ((0, jnp.nan), (-1, jnp.inf)):
+        leaves[place] = leaves[place].at[(place,) * leaves[place].ndim].set(value)
+    close(case, "one NaN in one leaf, one Inf in another", _aggregate(case, jax.tree.unflatten(structure, leaves), weights)[0], out)
 
 
 def traces_once(case: AggregatorCase) -> None:

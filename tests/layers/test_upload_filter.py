@@ -333,6 +333,22 @@ def test_a_dead_layer_is_defined():
         np.testing.assert_array_equal(second[2].mask, mask)
 
 
+def test_a_score_that_falls_to_zero():
+    """Published: 0 / 0 is NaN, 1 / 0 is Inf, and NaN sorts last. Here nothing happened to a layer that stays at 0."""
+    received, unrelated = jnp.array([0.0, 1.0, 3.0]), jnp.array([0.0, 1.0, -1.0])  # distances 1 3 2 and 1 1 2
+    params = {"a": received, "b": received}
+    both = {"a": received - unrelated, "b": received - unrelated}
+    one = {"a": both["a"], "b": jnp.zeros(3)}
+    for compat, mask in ((True, [1, 0]), (False, [0, 1])):
+        filtered = upload_filter(
+            LOCAL, lambda p, x: {n: p[n].reshape(3, 1) for n in p}, None, num_skipped=1, compat=compat
+        )
+        first, second = run(filtered, params, [one, both])
+        np.testing.assert_array_equal(first[2].scores, [0, 1])
+        np.testing.assert_array_equal(second[2].scores, [0, 0])
+        np.testing.assert_array_equal(second[2].mask, mask)
+
+
 def test_a_diverged_layer_counts_as_the_most_important():
     for options in ({"num_skipped": 1}, {"max_bytes": 40}):
         filtered = upload_filter(LOCAL, two_features, X, **options)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from cedarjax.core import take_info
+from cedarjax.core import cohort_map, take_info
 from cedarjax.robust import cedar, lower_minority, published_minority, similarity_weights, two_means
 
 NUM_STIMULI, WIDTH, NUM_CLASSES = 9, 5, 4
@@ -277,10 +277,11 @@ def test_similarity_weights_clip_at_zero():
 # Protocol
 
 
-def test_jit_chunks_and_permutation():
+def test_jit_layouts_and_permutation(mesh):
     updates, weights = make_updates(7, attackers=(3,)), jnp.array([1.0, 2, 3, 1, 0, 1, 2])
     wanted, state = aggregate(updates, weights, jit=False)
-    runs = [aggregate(updates, weights, chunk_size=k) for k in (None, 1, 3)]
+    layouts = (None, cohort_map(1), cohort_map(3), cohort_map(1, mesh))
+    runs = [aggregate(updates, weights, map_fn=map_fn) for map_fn in layouts]
     order = np.array([6, 2, 0, 4, 3, 1, 5])
     moved, moved_state = aggregate(jax.tree.map(lambda x: x[order], updates), weights[order])
     np.testing.assert_array_equal(moved_state.info.dropped, state.info.dropped[order])
@@ -328,7 +329,6 @@ def test_the_state_is_a_carry_and_counts():
         ({"representation": "hidden"}, "representation must be one of .*'softmax', 'raw'.*got 'hidden'"),
         ({"layers": ("body",)}, "layers must be empty unless compat=True, got .'body',."),
         ({"compat": True, "representation": "raw"}, "compat=True must come with representation 'softmax', got 'raw'"),
-        ({"chunk_size": 0}, "chunk_size must be None or at least 1, got 0"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -20,20 +20,34 @@ class ConvBlock(nnx.Module):
       in_features: channels in.
       out_features: channels out, a multiple of `num_groups`.
       window: size of the convolution's kernel, one number a spatial dimension.
+      stride: stride of the convolution, the same along every spatial dimension.
       num_groups: groups of channels that are normalised together.
       rngs: random streams of flax.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, window: tuple[int, ...], *, num_groups: int, rngs: nnx.Rngs
+        self,
+        in_features: int,
+        out_features: int,
+        window: tuple[int, ...],
+        *,
+        stride: int = 1,
+        num_groups: int,
+        rngs: nnx.Rngs,
     ):
         self.conv = nnx.Conv(
-            in_features, out_features, window, use_bias=False, conv_general_dilated=conv_general_dilated, rngs=rngs
+            in_features,
+            out_features,
+            window,
+            strides=stride,
+            use_bias=False,
+            conv_general_dilated=conv_general_dilated,
+            rngs=rngs,
         )
         self.norm = GroupNorm(out_features, num_groups, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, *spatial, in_features]` to `[B, *spatial // 2, out_features]`."""
+        """Maps `[B, *spatial, in_features]` to `[B, *spatial // (2 * stride), out_features]`."""
         x = nnx.relu(self.norm(self.conv(x)))
         return max_pool(x, tuple(min(2, length) for length in x.shape[1:-1]))
 
@@ -49,6 +63,7 @@ class ConvNet(nnx.Module):
       channels: channels of each block, at least one block.
       windows: kernel of each block, one number a spatial dimension.
       num_outputs: classes, or regression targets.
+      first_stride: stride of the first block's convolution.
       num_groups: groups of GroupNorm; every number of channels is a multiple of it.
       rngs: random streams of flax.
     """
@@ -60,6 +75,7 @@ class ConvNet(nnx.Module):
         windows: Sequence[tuple[int, ...]],
         num_outputs: int,
         *,
+        first_stride: int = 1,
         num_groups: int,
         rngs: nnx.Rngs,
     ):
@@ -72,6 +88,8 @@ class ConvNet(nnx.Module):
             raise ValueError(f"kernel sizes must be one a block, got {len(windows)} for {len(channels)} blocks.")
         if any(size < 1 for window in windows for size in window):
             raise ValueError(f"kernel sizes must be at least 1, got {tuple(windows)}.")
+        if first_stride < 1:
+            raise ValueError(f"first_stride must be at least 1, got {first_stride}.")
         if num_groups < 1 or any(number % num_groups for number in channels):
             raise ValueError(f"num_groups must be at least 1 and divide channels {tuple(channels)}, got {num_groups}.")
         self.input_shape = ("B", *("S",) * len(windows[0]), in_features)
@@ -79,7 +97,8 @@ class ConvNet(nnx.Module):
         for name, (fan_in, fan_out), window in zip(
             self.block_names, itertools.pairwise(sizes[:-1]), windows, strict=True
         ):
-            setattr(self, name, ConvBlock(fan_in, fan_out, window, num_groups=num_groups, rngs=rngs))
+            stride = first_stride if name == "block1" else 1
+            setattr(self, name, ConvBlock(fan_in, fan_out, window, stride=stride, num_groups=num_groups, rngs=rngs))
         self.head = nnx.Linear(sizes[-2], num_outputs, rngs=rngs)
 
     def _activations(self, x: jax.Array) -> dict[str, jax.Array]:

@@ -19,6 +19,7 @@ class CNN1D(ConvNet):
       num_outputs: classes, or regression targets.
       channels: channels of each block.
       kernel_sizes: length of each block's kernel.
+      first_stride: stride of the first convolution; 2 halves the work of all blocks.
       num_groups: groups of GroupNorm; every number of channels is a multiple of it.
       rngs: random streams of flax.
 
@@ -32,7 +33,7 @@ class CNN1D(ConvNet):
       >>> model(jnp.ones((2, 100, 3))).shape
       (2, 6)
       >>> {name: f.shape for name, f in model.features(jnp.ones((2, 100, 3))).items()}
-      {'block1': (2, 1600), 'block2': (2, 1600), 'block3': (2, 768), 'block4': (2, 480)}
+      {'block1': (2, 800), 'block2': (2, 768), 'block3': (2, 384), 'block4': (2, 240)}
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class CNN1D(ConvNet):
         *,
         channels: Sequence[int] = (32, 64, 64, 80),
         kernel_sizes: Sequence[int] = (5, 5, 5, 5),
+        first_stride: int = 2,
         num_groups: int = 8,
         rngs: nnx.Rngs,
     ):
         windows = tuple((size,) for size in kernel_sizes)
-        super().__init__(in_features, channels, windows, num_outputs, num_groups=num_groups, rngs=rngs)
+        options = {"first_stride": first_stride, "num_groups": num_groups}
+        super().__init__(in_features, channels, windows, num_outputs, **options, rngs=rngs)

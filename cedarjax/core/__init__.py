@@ -9,11 +9,13 @@ from cedarjax.core.batches import shuffled_epochs as shuffled_epochs
 from cedarjax.core.batches import take_rows as take_rows
 from cedarjax.core.cohort import MapFn as MapFn
 from cedarjax.core.cohort import cohort_map as cohort_map
+from cedarjax.core.correlation import pearson as pearson
 from cedarjax.core.dataset import FederatedDataset as FederatedDataset
 from cedarjax.core.dataset import pad_cohort as pad_cohort
 from cedarjax.core.dataset import sample_cohort as sample_cohort
 from cedarjax.core.dataset import take_clients as take_clients
 from cedarjax.core.names import layer_bytes as layer_bytes
+from cedarjax.core.names import layer_leaves as layer_leaves
 from cedarjax.core.names import layer_mask as layer_mask
 from cedarjax.core.names import layer_names as layer_names
 from cedarjax.core.names import leaf_names as leaf_names
@@ -25,10 +27,10 @@ from cedarjax.core.run import run_rounds as run_rounds
 from cedarjax.core.steps import masked_scan as masked_scan
 from cedarjax.core.streaming import streamed_round as streamed_round
 from cedarjax.core.told import take_info as take_info
-from cedarjax.core.trees import accumulator as accumulator
 from cedarjax.core.training import displacement as displacement
 from cedarjax.core.training import optimiser_step as optimiser_step
 from cedarjax.core.training import train as train
+from cedarjax.core.trees import accumulator as accumulator
 from cedarjax.core.trees import finite_rows as finite_rows
 from cedarjax.core.trees import gram as gram
 from cedarjax.core.trees import num_clients as num_clients
@@ -74,6 +76,7 @@ __all__ = [
     "gram",
     "init_run",
     "layer_bytes",
+    "layer_leaves",
     "layer_mask",
     "layer_names",
     "leaf_names",
@@ -83,6 +86,7 @@ __all__ = [
     "num_clients",
     "optimiser_step",
     "pad_cohort",
+    "pearson",
     "run_rounds",
     "sample_cohort",
     "shuffled_epochs",

@@ -22,7 +22,7 @@ def _components(path: tuple) -> tuple[str, ...]:
     for key in path:
         match key:
             case jax.tree_util.DictKey(key=name) | jax.tree_util.FlattenedIndexKey(key=name):
-                parts.append(str(name))
+                parts.extend(str(name).split(_SEPARATOR))  # haiku's keys hold whole paths
             case jax.tree_util.SequenceKey(idx=index):
                 parts.append(str(index))
             case jax.tree_util.GetAttrKey(name=name):
@@ -112,6 +112,30 @@ def layer_mask(params: Params, values: Mapping[str, jax.Array]) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
+def layer_leaves(tree: PyTree, names: Sequence[str]) -> list[list[jax.Array]]:
+    """Leaves of each named layer, in the order of `jax.tree.leaves`.
+
+    Args:
+      tree: parameter tree, or any tree shaped like it.
+      names: layers.
+
+    Returns:
+      One list per name.
+
+    Raises:
+      ValueError: if a name owns no leaf, or two names share one.
+
+    Example:
+      >>> layer_leaves({"a": {"kernel": 1, "bias": 2}, "b": 3}, ["a"])
+      [[2, 1]]
+    """
+    owned: list[list[jax.Array]] = [[] for _ in names]
+    for leaf, owner in zip(jax.tree.leaves(tree), _owners(tree, names), strict=True):
+        if owner is not None:
+            owned[owner].append(leaf)
+    return owned
+
+
 def layer_bytes(params: Params, names: Sequence[str]) -> tuple[int, ...]:
     """Bytes of each named layer.
 
@@ -130,8 +154,7 @@ def layer_bytes(params: Params, names: Sequence[str]) -> tuple[int, ...]:
       >>> layer_bytes({"a": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "b": jnp.ones(5)}, ["a", "b"])
       (32, 20)
     """
-    totals = [0] * len(names)
-    for leaf, owner in zip(jax.tree.leaves(params), _owners(params, names), strict=True):
-        if owner is not None:
-            totals[owner] += math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
-    return tuple(totals)
+    return tuple(
+        sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
+        for leaves in layer_leaves(params, names)
+    )

@@ -11,23 +11,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from cedarjax.core.names import leaf_names
+from cedarjax.core.names import layer_leaves
 from cedarjax.core.trees import accumulator
 from cedarjax.core.types import Params, PyTree
-
-
-def layer_leaves(tree: PyTree, names: Sequence[str]) -> list[list[jax.Array]]:
-    """Leaves of each named layer, in the order of `jax.tree.leaves`.
-
-    Args:
-      tree: parameter tree.
-      names: layers; a layer owns the leaves below its path.
-
-    Returns:
-      One list per name.
-    """
-    named = list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
-    return [[leaf for path, leaf in named if path == name or path.startswith(f"{name}/")] for name in names]
 
 
 def _sums(fun: Callable[..., jax.Array], names: Sequence[str], *trees: PyTree) -> jax.Array:

@@ -9,27 +9,13 @@ all equal (a dead layer) and divides by the present score without a floor; here 
 import jax
 import jax.numpy as jnp
 
-from cedarjax.core.trees import accumulator
-
-
-def _offsets(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Deviations from the mean in a safe scale, and whether there are none.
-
-    The first entry is subtracted before the mean, so that equal entries give exact zeros and a common offset costs no
-    digits; the halves keep the largest differences from overflowing.
-    """
-    x = 0.5 * x - 0.5 * x[0]
-    largest = jnp.abs(x).max()
-    constant = largest < jnp.finfo(x.dtype).tiny
-    x = x / jnp.where(constant, jnp.ones_like(largest), largest)
-    return x - x.mean(), constant
+from cedarjax.core.correlation import pearson
 
 
 def rcs(rdv_a: jax.Array, rdv_b: jax.Array) -> jax.Array:
     """Squared Pearson correlation of two representational distance vectors.
 
-    `rcs = cov(a, b)^2 / (var(a) var(b))`, in two passes on rescaled values: no overflow, no underflow, and equal
-    entries are recognised as such.
+    `rcs = cov(a, b)^2 / (var(a) var(b))`.
 
     Args:
       rdv_a: `[E]` distances, for example under the received parameters.
@@ -54,14 +40,7 @@ def rcs(rdv_a: jax.Array, rdv_b: jax.Array) -> jax.Array:
         raise ValueError(
             f"rdv_a and rdv_b must be [E] with one E >= 1, got the shapes {rdv_a.shape} and {rdv_b.shape}."
         )
-    dtype = accumulator(rdv_a, rdv_b)
-    a, a_constant = _offsets(rdv_a.astype(dtype))
-    b, b_constant = _offsets(rdv_b.astype(dtype))
-    covariance = (a * b).sum()
-    variances = jnp.square(a).sum() * jnp.square(b).sum()
-    constant = (a_constant | b_constant) & ~jnp.isnan(variances)
-    squared = jnp.square(covariance) / jnp.where(constant, jnp.ones_like(variances), variances)
-    return jnp.where(constant, jnp.zeros_like(squared), jnp.minimum(squared, 1))
+    return jnp.square(pearson(rdv_a, rdv_b))
 
 
 def relative_change(previous: jax.Array, current: jax.Array, *, eps: float = 1e-8) -> jax.Array:

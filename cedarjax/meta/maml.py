@@ -29,7 +29,6 @@ from cedarjax.core import (
     take_rows,
 )
 
-
 StepLoss = Callable[[Params, jax.Array, jax.Array], jax.Array]
 
 

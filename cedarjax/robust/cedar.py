@@ -217,11 +217,13 @@ def cedar(
         return rdm(outputs) if representation == "softmax" else euclidean_rdm(outputs)
 
     def similarities(params: Params, reference: jax.Array, updates: PyTree, weights: PyTree) -> jax.Array:
-        def one(received: Params, delta: Params, weight: PyTree) -> jax.Array:
+        # The reference is handed in with what all clients share: on a mesh, a closed-over array has another placement.
+        def one(shared: tuple[Params, jax.Array], delta: Params, weight: PyTree) -> jax.Array:
+            received, reference = shared
             model = jax.tree.map(lambda p, d, w: jnp.where(w > 0, p - d.astype(p.dtype), p), received, delta, weight)
             return rdm_similarity(represent(model), reference, compat)
 
-        return map_fn(one, params, updates, weights).astype(jnp.float32)
+        return map_fn(one, (params, reference), updates, weights).astype(jnp.float32)
 
     def published_coefficients(params: Params, per_leaf: PyTree, weights: jax.Array) -> PyTree:
         """Equal weights on judged layers, similarity weights on the others, normalised over who uploaded the leaf."""

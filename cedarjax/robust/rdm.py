@@ -9,6 +9,7 @@ diagonal and both triangles, and centres them by their sum over the number of *r
 import jax
 import jax.numpy as jnp
 
+from cedarjax.core.correlation import pearson
 from cedarjax.core.trees import accumulator
 
 
@@ -76,19 +77,6 @@ def euclidean_rdm(outputs: jax.Array) -> jax.Array:
     return jnp.sqrt(_squared_distances(_wide(outputs, "outputs")))
 
 
-def _offsets(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Deviations from the mean in a safe scale, and whether there are none.
-
-    The first entry is subtracted before the mean, so that equal entries give exact zeros and a common offset costs no
-    digits; the halves keep the largest differences from overflowing.
-    """
-    x = 0.5 * x - 0.5 * x[0]
-    largest = jnp.abs(x).max()
-    constant = largest < jnp.finfo(x.dtype).tiny
-    x = x / jnp.where(constant, jnp.ones_like(largest), largest)
-    return x - x.mean(), constant
-
-
 def upper_triangle(matrix: jax.Array) -> jax.Array:
     """Entries above the diagonal, row by row.
 
@@ -139,14 +127,10 @@ def rdm_similarity(rdm_a: jax.Array, rdm_b: jax.Array, compat: bool = False) -> 
         )
     dtype = accumulator(rdm_a, rdm_b)
     rdm_a, rdm_b = rdm_a.astype(dtype), rdm_b.astype(dtype)
-    if compat:
-        a, b = ((1 - x) - (1 - x).sum() / size for x in (rdm_a, rdm_b))
-        constant = jnp.zeros((), bool)
-    else:
-        a, a_constant = _offsets(upper_triangle(rdm_a))
-        b, b_constant = _offsets(upper_triangle(rdm_b))
-        constant = a_constant | b_constant
+    if not compat:
+        return pearson(upper_triangle(rdm_a), upper_triangle(rdm_b))
+    a, b = ((1 - x) - (1 - x).sum() / size for x in (rdm_a, rdm_b))
     lengths = jnp.sqrt(jnp.square(a).sum() * jnp.square(b).sum())
-    none = (constant & ~jnp.isnan(lengths)) | (lengths == 0)
+    none = lengths == 0
     correlation = (a * b).sum() / jnp.where(none, jnp.ones_like(lengths), lengths)
     return jnp.where(none, jnp.zeros_like(correlation), jnp.clip(correlation, -1, 1))

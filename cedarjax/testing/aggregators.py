@@ -116,7 +116,12 @@ def ignores_nonfinite_clients(case: AggregatorCase) -> None:
     leaves, structure = jax.tree.flatten(take(case.updates, [0, *range(count), count - 1]))
     for place, value in ((0, jnp.nan), (-1, jnp.inf)):
         leaves[place] = leaves[place].at[(place,) * leaves[place].ndim].set(value)
-    close(case, "one NaN in one leaf, one Inf in another", _aggregate(case, jax.tree.unflatten(structure, leaves), weights)[0], out)
+    close(
+        case,
+        "one NaN in one leaf, one Inf in another",
+        _aggregate(case, jax.tree.unflatten(structure, leaves), weights)[0],
+        out,
+    )
 
 
 def traces_once(case: AggregatorCase) -> None:

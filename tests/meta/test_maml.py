@@ -1,167 +1,188 @@
-"""Meta-gradients against closed forms, finite differences and each other."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from cedarjax.core import ClientData
-from cedarjax.meta import maml
-
-SUPPORT, QUERY = 4, 3
+import cedarjax as cj
 
 
-def quadratic(params, batch, key):
-    """`mean (theta - c)^T A (theta - c) / 2` with a curvature that is not a multiple of the identity."""
-    curvature = jnp.array([[2.0, 0.5], [0.5, 1.0]], params.dtype)
-    error = params[None] - batch
-    return 0.5 * jnp.einsum("bi,ij,bj->b", error, curvature, error).mean()
+def one_client(support, query, padding=2):
+    """Support and query rows of a dict of float arrays, followed by padding of NaN."""
+    rows = jax.tree.map(lambda s, q: np.concatenate([s, q, np.full((padding, *s.shape[1:]), np.nan)]), support, query)
+    num_support = len(jax.tree.leaves(support)[0])
+    num_examples = num_support + len(jax.tree.leaves(query)[0])
+    dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    examples = jax.tree.map(lambda x: jnp.asarray(x, dtype), rows)
+    return cj.ClientData(examples, jnp.int32(num_examples), jnp.int32(num_support))
 
 
-def episode(length=9, dtype=np.float32, seed=0):
-    centers = np.random.default_rng(seed).normal(size=(length, 2)).astype(dtype)
-    centers[SUPPORT + QUERY :] = np.nan
-    return ClientData(jnp.asarray(centers), jnp.int32(SUPPORT + QUERY), jnp.int32(SUPPORT))
+def update(local, params, data, seed=0):
+    upload, state, info = jax.jit(local.update)(params, (), data, jax.random.key(seed))
+    assert state == () and upload.mask is None
+    return upload.delta, info
 
 
-def closed_form(data, start, rate, num_steps, first_order):
-    """`theta_m - c_s = (I - rate A)^m (theta - c_s)`; gradient `J^T A (theta_m - c_q)` with `J = (I - rate A)^m`."""
-    a = np.array([[2.0, 0.5], [0.5, 1.0]])
-    rows = np.asarray(data.examples, np.float64)
-    support, query = rows[:SUPPORT].mean(0), rows[SUPPORT : SUPPORT + QUERY].mean(0)
-    jacobian = np.linalg.matrix_power(np.eye(2) - rate * a, num_steps)
-    adapted = support + jacobian @ (start - support)
-    outer = a @ (adapted - query)
-    return outer if first_order else jacobian.T @ outer
+CURVATURE = np.array([0.5, 1.0, 3.0])
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def quadratic(w, batch, key):
+    return 0.5 * jnp.mean(((w - batch) ** 2) @ jnp.asarray(CURVATURE, w.dtype))
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 10])
 @pytest.mark.parametrize("first_order", [False, True])
+def test_quadratics_in_closed_form(num_steps, first_order):
+    """`theta_m - s = (1 - a A)^m (theta - s)`, and the meta-gradient is `(1 - a A)^m A (theta_m - q)`."""
+    rng, rate = np.random.default_rng(0), 0.2
+    support, query, w = rng.normal(size=(4, 3)), rng.normal(size=(3, 3)), rng.normal(size=3)
+    shrink = (1 - rate * CURVATURE) ** num_steps
+    adapted = support.mean(0) + shrink * (w - support.mean(0))
+    want = (1 if first_order else shrink) * CURVATURE * (adapted - query.mean(0))
+    local = cj.meta.maml(quadratic, optax.sgd(rate), num_steps, first_order=first_order)
+    delta, info = update(local, jnp.asarray(w, jnp.float32), one_client(support, query))
+    np.testing.assert_allclose(delta, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(info.loss, 0.5 * np.mean((adapted - query) ** 2 @ CURVATURE), rtol=1e-5)
+    np.testing.assert_allclose(info.support_loss, 0.5 * np.mean((w - support) ** 2 @ CURVATURE), rtol=1e-5)
+
+
+def logistic(w, batch, key):
+    logits = batch["x"] @ w
+    return jnp.mean(jnp.logaddexp(0.0, logits) - batch["y"] * logits)
+
+
+def meta_objective(w, support, query, rate, num_steps):
+    """The adapted loss in numpy, the inner gradient written by hand."""
+    for _ in range(num_steps):
+        x, y = support["x"], support["y"]
+        w = w - rate * x.T @ (1 / (1 + np.exp(-x @ w)) - y) / len(y)
+    logits = query["x"] @ w
+    return np.mean(np.logaddexp(0, logits) - query["y"] * logits)
+
+
+def classification(seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda count: {"x": rng.normal(size=(count, 4)), "y": (rng.random(count) < 0.5).astype(float)}
+    return draw(5), draw(6), rng.normal(size=4)
+
+
 @pytest.mark.parametrize("remat", [False, True])
-def test_quadratics_have_their_closed_form(num_steps, first_order, remat):
-    start = np.array([1.5, -0.5])
-    local = maml(quadratic, optax.sgd(0.3), num_steps, first_order=first_order, remat=remat)
-    upload, _, _ = local.update(jnp.asarray(start, jnp.float32), (), episode(), jax.random.key(0))
-    np.testing.assert_allclose(
-        upload.delta, closed_form(episode(), start, 0.3, num_steps, first_order), rtol=1e-6, atol=1e-6
-    )
-
-
-def mlp_loss(params, batch, key):
-    hidden = jnp.tanh(batch["x"] @ params["one"])
-    return optax.softmax_cross_entropy_with_integer_labels(hidden @ params["two"], batch["y"]).mean()
-
-
-def mlp_episode(dtype=np.float32, length=12):
-    rng = np.random.default_rng(1)
-    examples = {"x": jnp.asarray(rng.normal(size=(length, 3)), dtype), "y": jnp.asarray(rng.integers(0, 4, length))}
-    params = {"one": jnp.asarray(rng.normal(size=(3, 5)), dtype), "two": jnp.asarray(rng.normal(size=(5, 4)), dtype)}
-    return params, ClientData(examples, jnp.int32(10), jnp.int32(5))
+def test_second_order_against_finite_differences(x64, remat):
+    support, query, w = classification(1)
+    rate, num_steps, step = 1.5, 4, 1e-6
+    numeric = np.array(
+        [
+            meta_objective(w + step * e, support, query, rate, num_steps)
+            - meta_objective(w - step * e, support, query, rate, num_steps)
+            for e in np.eye(4)
+        ]
+    ) / (2 * step)
+    local = cj.meta.maml(logistic, optax.sgd(rate), num_steps, remat=remat)
+    delta, info = update(local, jnp.asarray(w), one_client(support, query))
+    np.testing.assert_allclose(delta, numeric, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(info.loss, meta_objective(w, support, query, rate, num_steps), rtol=1e-12)
+    first_order, _ = update(cj.meta.maml(logistic, optax.sgd(rate), num_steps, first_order=True), jnp.asarray(w), one_client(support, query))
+    assert np.abs(first_order - numeric).max() > 1e-3  # the two are apart, so the comparison above says something
 
 
 @pytest.mark.standard_promotion
-@pytest.mark.parametrize(
-    "inner_tx",
-    [optax.sgd(0.4), optax.sgd(0.2, momentum=0.9), optax.adam(0.05, eps_root=1e-6)],
-    ids=["sgd", "momentum", "adam"],
-)
-@pytest.mark.parametrize("batch_size", [None, 2])
-def test_second_order_equals_finite_differences_in_float64(inner_tx, batch_size, x64):
-    params, data = mlp_episode(np.float64)
-    local = maml(mlp_loss, inner_tx, 3, batch_size=batch_size, query_batch_size=batch_size)
-    update = jax.jit(lambda p: local.update(p, (), data, jax.random.key(0)))
-    upload = update(params)[0]
-    rng, step = np.random.default_rng(2), 1e-5
+def test_second_order_through_adam_against_finite_differences(x64):
+    support, query, w = classification(2)
+    data = one_client(support, query)
+    local = cj.meta.maml(logistic, optax.adam(0.1, eps_root=1e-8), 3)
+    objective = lambda v: float(update(local, jnp.asarray(v), data)[1].loss)
+    numeric = np.array([(objective(w + 1e-5 * e) - objective(w - 1e-5 * e)) / 2e-5 for e in np.eye(4)])
+    np.testing.assert_allclose(update(local, jnp.asarray(w), data)[0], numeric, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("tx", [optax.sgd(0.5, momentum=0.9), optax.adamw(0.1, weight_decay=0.3)], ids=["momentum", "adamw"])
+def test_first_order_is_the_gradient_at_the_adapted_parameters(tx):
+    support, query, w = classification(3)
+    adapted, state = jnp.asarray(w, jnp.float32), tx.init(jnp.asarray(w, jnp.float32))
+    batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), support)
     for _ in range(3):
-        direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
-        ahead, behind = (
-            update(jax.tree.map(lambda x, d, sign=sign: x + sign * step * d, params, direction))[2].loss
-            for sign in (1, -1)
-        )
-        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), upload.delta, direction)))
-        np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-9)
+        step, state = tx.update(jax.grad(logistic)(adapted, batch, None), state, adapted)
+        adapted = adapted + step
+    x, y = query["x"], query["y"]
+    want = x.T @ (1 / (1 + np.exp(-x @ np.asarray(adapted, np.float64))) - y) / len(y)
+    delta, _ = update(cj.meta.maml(logistic, tx, 3, first_order=True), jnp.asarray(w, jnp.float32), one_client(support, query))
+    np.testing.assert_allclose(delta, want, rtol=1e-4, atol=1e-6)
 
 
-def test_first_order_is_the_query_gradient_at_the_adapted_parameters():
-    params, data = mlp_episode()
-    local = maml(mlp_loss, optax.sgd(0.3), 2, first_order=True)
-    upload, _, info = local.update(params, (), data, jax.random.key(0))
-    rows = {k: np.asarray(v) for k, v in data.examples.items()}
-    support, query = ({k: jnp.asarray(v[a:b]) for k, v in rows.items()} for a, b in ((0, 5), (5, 10)))
-    adapted = params
-    for _ in range(2):
-        grads = jax.grad(mlp_loss)(adapted, support, None)
-        adapted = jax.tree.map(lambda p, g: p - 0.3 * g, adapted, grads)
-    expected = jax.grad(mlp_loss)(adapted, query, None)
-    for name in params:
-        np.testing.assert_allclose(upload.delta[name], expected[name], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(info.loss, mlp_loss(adapted, query, None), rtol=1e-6)
-    np.testing.assert_allclose(info.support_loss, mlp_loss(params, support, None), rtol=1e-6)
+def network(params, batch, key):
+    h = batch["x"]
+    for layer in params:
+        h = jnp.tanh(h @ layer)
+    return jnp.mean((h.sum(axis=1) - batch["y"]) ** 2)
 
 
-def test_remat_changes_no_number_and_saves_memory():
-    width, rows = 64, 256
+def test_remat_changes_memory_and_nothing_else():
     rng = np.random.default_rng(0)
-    params = {name: jnp.asarray(rng.normal(size=(width, width)) / 8, jnp.float32) for name in "abcd"}
-    examples = {"x": jnp.asarray(rng.normal(size=(2 * rows, width)), jnp.float32)}
-    data = ClientData(examples, jnp.int32(2 * rows), jnp.int32(rows))
-
-    def deep(params, batch, key):
-        x = batch["x"]
-        for name in "abcd":
-            x = jnp.tanh(x @ params[name])
-        return jnp.mean(x**2)
-
-    def compiled(remat):
-        local = maml(deep, optax.sgd(0.1), 10, remat=remat, batch_size=rows, query_batch_size=rows)
-        return jax.jit(lambda p: local.update(p, (), data, jax.random.key(0))[0].delta).lower(params).compile()
-
-    with_remat, without = compiled(True), compiled(False)
-    for a, b in zip(*(jax.tree.leaves(program(params)) for program in (with_remat, without)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    ratio = with_remat.memory_analysis().temp_size_in_bytes / without.memory_analysis().temp_size_in_bytes
-    assert ratio < 0.35
+    draw = lambda count: {"x": rng.normal(size=(count, 16)), "y": rng.normal(size=count)}
+    data = one_client(draw(500), draw(20), padding=0)
+    params = [jnp.asarray(0.3 * rng.normal(size=(16, 16)), jnp.float32) for _ in range(3)]
+    args, memory, deltas = (params, (), data, jax.random.key(0)), {}, {}
+    for remat in (False, True):
+        compiled = jax.jit(cj.meta.maml(network, optax.sgd(0.1), 8, remat=remat).update).lower(*args).compile()
+        memory[remat] = compiled.memory_analysis().temp_size_in_bytes
+        deltas[remat] = compiled(*args)[0].delta
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), deltas[True], deltas[False])
+    assert memory[True] < memory[False] / 3
 
 
 @pytest.mark.standard_promotion
-def test_adam_needs_an_eps_root_where_a_gradient_is_zero():
-    def blind(params, batch, key):
-        return jnp.mean((batch @ params - 1.0) ** 2)
-
-    # The second feature is always 0, and so is the gradient of its parameter.
-    data = ClientData(jnp.array([[1.0, 0.0], [2.0, 0.0]]), jnp.int32(2), jnp.int32(1))
-
-    def delta(eps_root):
-        local = maml(blind, optax.adam(0.1, eps_root=eps_root), 2)
-        return local.update(jnp.zeros(2), (), data, jax.random.key(0))[0].delta
-
-    assert not jnp.isfinite(delta(0.0)).all()
-    assert jnp.isfinite(delta(1e-8)).all()
+@pytest.mark.parametrize(("eps_root", "finite"), [(0.0, False), (1e-8, True)])
+def test_adam_needs_eps_root_where_a_gradient_is_zero(eps_root, finite):
+    """The trap: the slope of Adam's square root is infinite at 0, here for an input that is always 0."""
+    support, query, w = classification(4)
+    support["x"][:, 2] = 0
+    delta, _ = update(cj.meta.maml(logistic, optax.adam(0.1, eps_root=eps_root), 2), jnp.asarray(w, jnp.float32), one_client(support, query))
+    assert bool(jnp.isfinite(delta).all()) == finite
 
 
-def test_a_batch_of_everything_is_the_whole_set():
-    data = episode(length=SUPPORT + QUERY)
-    whole = maml(quadratic, optax.sgd(0.3), 2)
-    batched = maml(quadratic, optax.sgd(0.3), 2, batch_size=SUPPORT, query_batch_size=QUERY)
-    a, b = (local.update(jnp.ones(2), (), data, jax.random.key(0))[0].delta for local in (whole, batched))
-    np.testing.assert_allclose(a, b, rtol=1e-6)
+def test_batches_of_everything_are_the_default():
+    """With as many rows as there are, a batch is a permutation of the set and the loss the same mean."""
+    support, query, w = classification(5)
+    params, data = jnp.asarray(w, jnp.float32), one_client(support, query)
+    whole, whole_info = update(cj.meta.maml(logistic, optax.sgd(1.0), 3), params, data)
+    batched, info = update(cj.meta.maml(logistic, optax.sgd(1.0), 3, batch_size=5, query_batch_size=6), params, data)
+    np.testing.assert_allclose(batched, whole, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(info, whole_info, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [None, 2])
-def test_no_support_means_no_adaptation(size):
-    data = episode()._replace(num_support=jnp.int32(0))
-    local = maml(quadratic, optax.sgd(0.3), 2, batch_size=size)
-    upload, _, _ = local.update(jnp.ones(2), (), data, jax.random.key(0))
-    rows = np.asarray(data.examples)[: SUPPORT + QUERY]
-    expected = np.array([[2.0, 0.5], [0.5, 1.0]]) @ (np.ones(2) - rows.mean(0))
-    np.testing.assert_allclose(upload.delta, expected, rtol=1e-5)
+def test_each_inner_step_takes_the_next_batch():
+    """Rates of 1 on a quadratic land on the batch itself, so two steps of one row end on the second row of the order."""
+    rows = np.array([[1.0], [2.0], [4.0]])
+    mean = lambda w, batch, key: 0.5 * jnp.mean((w - batch) ** 2)
+    data = one_client(rows, np.array([[0.0]]))
+    local = cj.meta.maml(mean, optax.sgd(1.0), 2, batch_size=1, first_order=True)
+    seen = {float(update(local, jnp.zeros(1), data, seed)[0][0]) for seed in range(12)}
+    assert seen == {1.0, 2.0, 4.0}
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_client_without_support_or_query(batched):
+    support, query, w = classification(6)
+    sizes = {"batch_size": 3, "query_batch_size": 20} if batched else {}
+    local = cj.meta.maml(logistic, optax.sgd(1.0), 2, **sizes)
+    params, data = jnp.asarray(w, jnp.float32), one_client(support, query, padding=1)
+    nothing, info = update(local, params, data._replace(num_support=data.num_examples))
+    assert not nothing.any() and info.loss == 0
+    none = {k: v[:0] for k, v in query.items()}
+    nothing, _ = update(local, params, one_client(support, none, padding=0))
+    assert not nothing.any()
+    unadapted, info = update(local, params, data._replace(num_support=jnp.int32(0)))
+    assert jnp.isfinite(unadapted).all() and info.support_loss == 0
+    if not batched:
+        x, y = (np.concatenate([support[k], query[k]]) for k in ("x", "y"))
+        np.testing.assert_allclose(unadapted, x.T @ (1 / (1 + np.exp(-x @ w)) - y) / len(y), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_steps": 0}, {"num_steps": 1, "batch_size": 0}, {"num_steps": 1, "query_batch_size": 0}]
+    ("num_steps", "options", "name"),
+    [(0, {}, "num_steps"), (1, {"batch_size": 0}, "batch_size"), (1, {"query_batch_size": 0}, "query_batch_size")],
 )
-def test_bad_counts_are_named(options):
-    name = list(options)[-1]
+def test_options_out_of_range(num_steps, options, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        maml(quadratic, optax.sgd(0.1), **options)
+        cj.meta.maml(logistic, optax.sgd(0.1), num_steps, **options)

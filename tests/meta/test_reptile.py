@@ -1,50 +1,51 @@
-"""Reptile against its definition."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from cedarjax.core import ClientData
-from cedarjax.meta import reptile
+import cedarjax as cj
+from cedarjax.core import batch_indices, shuffled_epochs
 
 
-def loss_fn(w, x, key):
-    return 0.5 * jnp.mean((w - x) ** 2)
+def loss_fn(w, batch, key):
+    return 0.5 * jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
 
 
-@pytest.mark.parametrize("num_steps", [1, 4])
-def test_displacement_on_a_quadratic(num_steps):
-    """All examples equal `c`: `theta - theta_m = (1 - (1 - rate)^m) (theta - c)`."""
-    data = ClientData(jnp.full((6,), 3.0).at[5].set(jnp.nan), jnp.int32(5), jnp.int32(2))
-    upload, _, _ = reptile(loss_fn, optax.sgd(0.2), num_steps, batch_size=2).update(
-        jnp.float32(1.0), (), data, jax.random.key(0)
-    )
-    np.testing.assert_allclose(upload.delta, (1 - 0.8**num_steps) * (1.0 - 3.0), rtol=1e-6)
+@pytest.mark.parametrize(("count", "batch_size", "num_steps"), [(5, 2, 4), (1, 3, 2), (6, 6, 1), (2, 3, 5)])
+def test_steps_over_all_examples(count, batch_size, num_steps):
+    rng = np.random.default_rng(count)
+    x, y, w = rng.normal(size=(6, 3)), rng.normal(size=6), rng.normal(size=3)
+    x[count:], y[count:] = np.nan, np.nan
+    examples = {"x": jnp.asarray(x, jnp.float32), "y": jnp.asarray(y, jnp.float32)}
+    data = cj.ClientData(examples, jnp.int32(count), jnp.int32(count // 2))
+    key, rate = jax.random.key(1), 0.2
+    local = cj.meta.reptile(loss_fn, optax.sgd(rate), num_steps, batch_size=batch_size)
+    upload, state, info = jax.jit(local.update)(jnp.asarray(w, jnp.float32), (), data, key)
+
+    stream = shuffled_epochs(jax.random.split(key)[0], jnp.int32(0), jnp.int32(count), length=6, num_epochs=num_steps)
+    after, losses = w, []
+    for i in range(num_steps):
+        rows = np.asarray(batch_indices(stream, jnp.int32(i), batch_size))
+        error = x[rows] @ after - y[rows]
+        losses.append(0.5 * np.mean(error**2))
+        after = after - rate * x[rows].T @ error / batch_size
+    np.testing.assert_allclose(upload.delta, w - after, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(info, np.mean(losses), rtol=1e-5)
+    assert state == () and upload.mask is None
 
 
-def test_steps_do_not_depend_on_the_size_of_the_data():
-    local = reptile(loss_fn, optax.sgd(0.2), 3, batch_size=2)
-    deltas = [
-        local.update(jnp.float32(0.0), (), ClientData(jnp.ones(8), jnp.int32(n), jnp.int32(1)), jax.random.key(0))[
-            0
-        ].delta
-        for n in (1, 8)
-    ]
-    np.testing.assert_allclose(deltas, -(1 - 0.8**3), rtol=1e-6)
+def test_one_step_is_a_gradient():
+    """With one step over everything, `delta / rate` is the gradient of the joint loss."""
+    x, y = np.array([[1.0], [2.0]]), np.array([1.0, 0.0])
+    data = cj.ClientData({"x": jnp.asarray(x), "y": jnp.asarray(y)}, jnp.int32(2), jnp.int32(1))
+    data = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.ndim else leaf, data)
+    local = cj.meta.reptile(loss_fn, optax.sgd(0.5), 1, batch_size=2)
+    delta = local.update(jnp.array([1.0]), (), data, jax.random.key(0))[0].delta
+    np.testing.assert_allclose(delta / 0.5, [(1 * 0 + 2 * 2) / 2])
 
 
-def test_support_and_query_are_both_read():
-    data = ClientData(jnp.array([0.0, 8.0]), jnp.int32(2), jnp.int32(1))
-    upload, _, info = reptile(loss_fn, optax.sgd(1.0), 1, batch_size=2).update(
-        jnp.float32(0.0), (), data, jax.random.key(0)
-    )
-    assert float(upload.delta) == -4.0 and float(info.loss) == 16.0
-
-
-@pytest.mark.parametrize("options", [{"num_steps": 0, "batch_size": 1}, {"num_steps": 1, "batch_size": 0}])
-def test_bad_counts_are_named(options):
-    name = next(k for k, v in options.items() if v == 0)
+@pytest.mark.parametrize(("num_steps", "batch_size", "name"), [(0, 1, "num_steps"), (1, 0, "batch_size")])
+def test_options_out_of_range(num_steps, batch_size, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        reptile(loss_fn, optax.sgd(0.1), **options)
+        cj.meta.reptile(loss_fn, optax.sgd(0.1), num_steps, batch_size=batch_size)

@@ -199,7 +199,9 @@ class Comparison:
         self, variant: Variant, rounds: int, segment: Segment, state: Any, adaptation: Adaptation
     ) -> dict[str, Any]:
         """One line of the log: a segment boiled down, and the score of the validation clients."""
-        curve = self.evaluator.curve(state.server.params, self.setting.validation, adaptation, CURVE_STEPS)
+        curve = self.evaluator.curve(
+            state.server.params, self.setting.validation, adaptation, CURVE_STEPS, (0, CURVE_STEPS)
+        )
         record = {
             "variant": variant.name,
             "round": rounds,

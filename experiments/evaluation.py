@@ -74,11 +74,18 @@ class Evaluator:
         return cj.metrics.moments(outputs[:, 0], data.examples["y"], query)
 
     @functools.cache  # noqa: B019 - one evaluator a program
-    def _program(self, optimiser: str, num_steps: int, max_support: int) -> Any:
+    def _program(self, optimiser: str, num_steps: int, max_support: int, eval_steps: tuple[int, ...] | None) -> Any:
         def one_seed(one: tuple[Any, FederatedDataset, jax.Array], learning_rate: jax.Array) -> Any:
             params, dataset, key = one
             tx = OPTIMISERS[optimiser](learning_rate)
-            run = cj.meta.adapt(self.setting.loss_fn, tx, num_steps, max_support=max_support, eval_fn=self._count)
+            run = cj.meta.adapt(
+                self.setting.loss_fn,
+                tx,
+                num_steps,
+                max_support=max_support,
+                eval_fn=self._count,
+                eval_steps=eval_steps,
+            )
             clients = cj.core.take_clients(dataset, jnp.arange(dataset.num_clients)).data
             keys = jax.random.split(key, dataset.num_clients)
             counts = jax.lax.map(lambda args: run(params, *args)[1], (clients, keys))
@@ -91,7 +98,14 @@ class Evaluator:
 
         return program
 
-    def curve(self, params: Any, dataset: FederatedDataset, adaptation: Adaptation, num_steps: int) -> Curve:
+    def curve(
+        self,
+        params: Any,
+        dataset: FederatedDataset,
+        adaptation: Adaptation,
+        num_steps: int,
+        eval_steps: tuple[int, ...] | None = None,
+    ) -> Curve:
         """Adapts every client and scores it after each step.
 
         Args:
@@ -99,11 +113,12 @@ class Evaluator:
           dataset: `[seeds, ...]` clients to adapt to.
           adaptation: optimiser and rate.
           num_steps: adaptation steps.
+          eval_steps: steps after which clients are scored; default: all.
 
         Returns:
-          The scores.
+          The scores, in place of `steps + 1` so many as there are `eval_steps`.
         """
-        program = self._program(adaptation.optimiser, num_steps, int(dataset.num_support.max()))
+        program = self._program(adaptation.optimiser, num_steps, int(dataset.num_support.max()), eval_steps)
         rate = jnp.float32(adaptation.learning_rate)
         pooled, single = jax.device_get(program(params, dataset, self.setting.keys, rate))
         return Curve(pooled._asdict(), getattr(single, metric_name(self.setting)))
@@ -123,11 +138,11 @@ class Evaluator:
           The best candidate, the same for all seeds, and its score.
         """
         name = metric_name(self.setting)
-        told = sorted({min(1, num_steps), min(5, num_steps), num_steps})
+        told = tuple(sorted({min(1, num_steps), min(5, num_steps), num_steps}))
         grid = [Adaptation(optimiser, rate) for optimiser, rates in RATES.items() for rate in rates]
         scored = []
         for candidate in dict.fromkeys([*grid, *extra]):
-            curve = self.curve(params, self.setting.validation, candidate, num_steps)
-            scored.append((float(np.nan_to_num(curve.pooled[name][:, told], nan=-1e9).mean()), candidate))
+            curve = self.curve(params, self.setting.validation, candidate, num_steps, told)
+            scored.append((float(np.nan_to_num(curve.pooled[name], nan=-1e9).mean()), candidate))
         score, best = max(scored, key=lambda pair: pair[0])
         return best, score

@@ -45,7 +45,9 @@ def features_fn(params, x):
 
 def make_params(rng):
     shapes = {"one": {"kernel": (3, 4), "bias": (4,)}, "two": {"kernel": (4, 3)}}
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    return jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
+    )
 
 
 @functools.cache

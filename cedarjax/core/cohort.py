@@ -47,7 +47,7 @@ def cohort_map(chunk_size: int | None = None, mesh: Mesh | None = None) -> MapFn
     Args:
       chunk_size: clients per chunk on each device, or None for all.
       mesh: mesh whose axes, all of them, carry the client axis; or None for one device. Its axis types
-        do not matter.
+        do not matter, but arrays that lie on a mesh beforehand must lie on one with automatic axes.
 
     Returns:
       A `MapFn`. A cohort that does not divide over the mesh is filled up by repeating its last client and cut again.

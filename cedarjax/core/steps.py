@@ -1,7 +1,8 @@
 """A scan of at most `max_steps` steps of which a client does its own number.
 
 The scan has a static length, so it differentiates and lowers well; a step beyond a client's count is skipped by
-`lax.cond`. Mapped in a loop the skipped steps cost nothing, vmapped they become a select.
+`lax.cond`. Mapped in a loop the skipped steps cost nothing, vmapped they become a select. A bound of one step is neither
+scanned nor branched on.
 """
 
 from collections.abc import Callable
@@ -33,6 +34,12 @@ def masked_scan(
     if isinstance(num_steps, int):
         carry, losses = jax.lax.scan(step_fn, carry, jnp.arange(min(num_steps, max_steps), dtype=jnp.int32))
         return carry, losses.mean() if num_steps else jnp.zeros((), jnp.float32)
+
+    if max_steps == 1:  # a select fuses with the step, a branch does not
+        after, loss = step_fn(carry, jnp.zeros((), jnp.int32))
+        done = num_steps > 0
+        carry = jax.tree.map(lambda new, old: jax.lax.select(done, new, old), after, carry)
+        return carry, jax.lax.select(done, loss, jnp.zeros_like(loss))
 
     loss_type = jax.eval_shape(step_fn, carry, jnp.zeros((), jnp.int32))[1]
 

@@ -1,6 +1,6 @@
 """Deployment: a device downloads the meta-model and adapts it to its own few examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ def adapt(
     batch_size: int | None = None,
     max_support: int | None = None,
     eval_fn: Callable[[Params, ClientData], PyTree] | None = None,
+    eval_steps: Sequence[int] | None = None,
 ) -> AdaptFn:
     """Steps of an optimiser on a client's support set, with metrics along the way.
 
@@ -43,15 +44,18 @@ def adapt(
         by `core.mean_loss`.
       max_support: static bound on the support examples of a client, when it is known: without `batch_size` a step costs
         so many rows; default: the padded length `M`. Support examples beyond it are not used.
-      eval_fn: `(params, data) -> metrics`, called before the first step and after each; it decides what it reads,
-        usually the query rows.
+      eval_fn: `(params, data) -> metrics`; it decides what it reads, usually the query rows.
+      eval_steps: numbers of steps after which `eval_fn` is called, increasing, within `[0, num_steps]`; default: all.
+        In a loop over clients the other steps cost no evaluation.
 
     Returns:
-      `run(params, data, key) -> (adapted params, history)`; the history has leaves `[num_steps + 1, ...]`, or is `None`
-      without `eval_fn`. A client without support examples takes its steps with gradient 0.
+      `run(params, data, key) -> (adapted params, history)`; the history has leaves `[num_steps + 1, ...]`, or
+      `[len(eval_steps), ...]`, or is `None` without `eval_fn`. A client without support examples takes its steps with
+      gradient 0.
 
     Raises:
-      ValueError: if `num_steps` is negative, or `batch_size` or `max_support` is not positive.
+      ValueError: if `num_steps` is negative, `batch_size` or `max_support` is not positive, or `eval_steps` are not
+        increasing within `[0, num_steps]`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -65,6 +69,9 @@ def adapt(
     if num_steps < 0:
         raise ValueError(f"num_steps must be at least 0, got {num_steps}.")
     check_positive(**{k: v for k, v in {"batch_size": batch_size, "max_support": max_support}.items() if v is not None})
+    told = tuple(range(num_steps + 1)) if eval_steps is None else tuple(eval_steps)
+    if not told or list(told) != sorted(set(told)) or not 0 <= told[0] <= told[-1] <= num_steps:
+        raise ValueError(f"eval_steps must be increasing within [0, num_steps] = [0, {num_steps}], got {told}.")
 
     def run(params: Params, data: ClientData, key: jax.Array) -> tuple[Params, PyTree]:
         length = jax.tree.leaves(data.examples)[0].shape[0]
@@ -85,18 +92,28 @@ def adapt(
                 batch = take_rows(data.examples, batch_indices(stream, index, batch_size))
                 return jnp.where(data.num_support > 0, loss_fn(params, batch, key), 0.0)
 
-        def step(carry: tuple[Params, PyTree], index: jax.Array) -> tuple[tuple[Params, PyTree], PyTree]:
+        def step(carry: tuple[Params, PyTree], at: tuple[jax.Array, jax.Array]) -> tuple[tuple[Params, PyTree], PyTree]:
             params, opt_state = carry
+            index, is_told = at
             grads = jax.grad(support_loss)(params, index, jax.random.fold_in(loss_key, index))
             step_update, opt_state = tx.update(grads, opt_state, params)
             params = optax.apply_updates(params, step_update)
-            return (params, opt_state), None if eval_fn is None else eval_fn(params, data)
+            return (params, opt_state), evaluate(params, is_told)
 
-        start = None if eval_fn is None else eval_fn(params, data)
-        steps = jnp.arange(num_steps, dtype=jnp.int32)
+        def evaluate(params: Params, is_told: jax.Array) -> PyTree:
+            if eval_fn is None:
+                return None
+            shapes = jax.eval_shape(eval_fn, params, data)
+            skipped = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return jax.lax.cond(is_told, lambda: eval_fn(params, data), lambda: skipped)
+
+        flags = jnp.zeros(num_steps + 1, bool).at[jnp.array(told)].set(True)
+        start = evaluate(params, flags[0])
+        steps = (jnp.arange(num_steps, dtype=jnp.int32), flags[1:])
         (adapted, _), history = jax.lax.scan(step, (params, tx.init(params)), steps)
         if eval_fn is None:
             return adapted, None
-        return adapted, jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, history)
+        rows = jnp.array(told)
+        return adapted, jax.tree.map(lambda a, rest: jnp.concatenate([a[None], rest])[rows], start, history)
 
     return run

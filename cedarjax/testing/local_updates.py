@@ -19,6 +19,7 @@ from cedarjax.core import (
     PyTree,
     cohort_map,
     federated_round,
+    leaf_names,
     num_clients,
     weighted_mean,
 )
@@ -64,13 +65,18 @@ def _work(case: LocalUpdateCase, cohort: Cohort, layout: Layout = (None, None), 
     return run(case.local_update.update, layout, case.params, cohort.state, cohort.data, keys)
 
 
-def _cohort(case: LocalUpdateCase) -> Cohort:
-    """The clients of the case; those that keep a state have one round behind them."""
+def _new_cohort(case: LocalUpdateCase) -> Cohort:
+    """The clients of the case before their first round."""
     count = num_clients(case.data)
     one = case.local_update.init(case.params)
     state = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
-    cohort = Cohort(case.data, jnp.arange(1, count + 1, dtype=jnp.float32), jnp.arange(count, dtype=jnp.int32), state)
-    if not jax.tree.leaves(state):
+    return Cohort(case.data, jnp.arange(1, count + 1, dtype=jnp.float32), jnp.arange(count, dtype=jnp.int32), state)
+
+
+def _cohort(case: LocalUpdateCase) -> Cohort:
+    """The clients of the case; those that keep a state have one round behind them."""
+    cohort = _new_cohort(case)
+    if not jax.tree.leaves(cohort.state):
         return cohort
     return cohort._replace(state=_work(case._replace(seed=case.seed + 1), cohort)[1])
 
@@ -194,7 +200,7 @@ def ignores_order(case: LocalUpdateCase) -> None:
 
 def traces_once(case: LocalUpdateCase) -> None:
     """Three rounds are one trace."""
-    algorithm, cohort = _algorithm(case), _cohort(case)
+    algorithm, cohort = _algorithm(case), _new_cohort(case)
     step, traces = count_traces(algorithm.step)
     state = algorithm.init(case.params)
     for i in range(3):
@@ -212,10 +218,14 @@ def repeats_with_its_key(case: LocalUpdateCase) -> None:
 def leaves_inputs_alone(case: LocalUpdateCase) -> None:
     """The containers and the arrays that come in are not changed."""
     inputs = (case.params, case.local_update.init(case.params), jax.tree.map(lambda x: x[0], case.data))
-    before = jax.tree.map(lambda x: jnp.array(x, copy=True), inputs)
+    leaves, structure = jax.tree.flatten(inputs)
+    before = [jnp.array(x, copy=True) for x in leaves]
     # The inputs are closed over: arguments would arrive in containers of their own.
     jax.eval_shape(lambda key: case.local_update.update(*inputs, key), jax.random.key(case.seed))
-    chex.assert_trees_all_equal(inputs, before)
+    assert jax.tree.structure(inputs) == structure, "the containers of the inputs were changed"
+    for name, now, leaf, copy in zip(leaf_names(inputs), jax.tree.leaves(inputs), leaves, before, strict=True):
+        assert now is leaf, f"input {name} was replaced"
+        assert bool((leaf == copy).all()), f"input {name} was overwritten"
 
 
 def stays_finite(case: LocalUpdateCase) -> None:

@@ -9,7 +9,9 @@ from cedarjax.core import batch_indices, check_positive, mean_loss, num_batches,
 
 
 def stream_of(seed, start, count, length, num_epochs):
-    return shuffled_epochs(jax.random.key(seed), jnp.int32(start), jnp.int32(count), length=length, num_epochs=num_epochs)
+    return shuffled_epochs(
+        jax.random.key(seed), jnp.int32(start), jnp.int32(count), length=length, num_epochs=num_epochs
+    )
 
 
 def all_batches(stream, steps, batch_size):
@@ -83,12 +85,16 @@ def test_mean_loss_and_its_gradient_do_not_see_padding():
 
 def test_mean_loss_of_no_rows_is_zero():
     batch = {"x": jnp.ones((2, 3)), "y": jnp.ones(2)}
-    loss, grad = jax.value_and_grad(lambda w: mean_loss(log_loss, w, batch, jnp.zeros(2, bool), jax.random.key(0)))(jnp.ones(3))
+    loss, grad = jax.value_and_grad(lambda w: mean_loss(log_loss, w, batch, jnp.zeros(2, bool), jax.random.key(0)))(
+        jnp.ones(3)
+    )
     assert loss == 0 and not grad.any()
 
 
 def test_mean_loss_gives_every_row_its_own_key():
-    noise = lambda w, batch, key: jax.random.normal(key, ())
+    def noise(w, batch, key):
+        return jax.random.normal(key, ())
+
     rows, mask = jnp.zeros(50), jnp.ones(50, bool)
     narrow = mean_loss(noise, None, rows, mask, jax.random.key(0))
     wide = mean_loss(noise, None, jnp.zeros(60), jnp.arange(60) < 50, jax.random.key(0))

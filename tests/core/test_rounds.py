@@ -28,7 +28,10 @@ def make_cohort(seed, count=5, masked=True):
     target = {"a": rng.normal(size=(count, 2)), "b": rng.normal(size=count)}
     mask = {"a": rng.random(count) < 0.6, "b": rng.random(count) < 0.6} if masked else None
     weights = rng.integers(1, 9, count) * (rng.random(count) < 0.7)
-    to_device = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+    def to_device(tree):
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
     data = {"target": to_device(target), "mask": to_device(mask)}
     return Cohort(data, to_device(weights), jnp.arange(count), jnp.arange(count)), target, mask, weights
 
@@ -71,7 +74,9 @@ def test_draws_follow_the_client_and_the_round():
     state = federated_round(LOCAL, AVERAGE).init(PARAMS)
 
     def noise(ids, seed):
-        return np.asarray(step(state, cohort._replace(client_id=jnp.asarray(ids)), jax.random.key(seed))[2].local["noise"])
+        return np.asarray(
+            step(state, cohort._replace(client_id=jnp.asarray(ids)), jax.random.key(seed))[2].local["noise"]
+        )
 
     first = noise([0, 1, 2, 3, 4], 0)
     np.testing.assert_array_equal(noise([4, 3, 2, 1, 0], 0), first[::-1])
@@ -83,7 +88,9 @@ def test_draws_follow_the_client_and_the_round():
 def test_every_layout_of_a_mesh_gives_the_round(chunk_size, mesh):
     cohort, *_ = make_cohort(4, count=6)
     want, got = (
-        jax.jit(federated_round(LOCAL, AVERAGE, map_fn).step)(federated_round(LOCAL, AVERAGE).init(PARAMS), cohort, jax.random.key(0))
+        jax.jit(federated_round(LOCAL, AVERAGE, map_fn).step)(
+            federated_round(LOCAL, AVERAGE).init(PARAMS), cohort, jax.random.key(0)
+        )
         for map_fn in (None, cohort_map(chunk_size, mesh))
     )
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5), got, want)
@@ -131,7 +138,9 @@ def test_the_state_can_be_donated_and_the_parameters_survive():
     np.testing.assert_array_equal(PARAMS["a"], [1.0, -2.0])
 
 
-@pytest.mark.parametrize("params", [{"a": jnp.array([1.0, 2.0]), "b": 0.5}, {"a": np.ones(2, np.float32), "b": jnp.array(0.5)}])
+@pytest.mark.parametrize(
+    "params", [{"a": jnp.array([1.0, 2.0]), "b": 0.5}, {"a": np.ones(2, np.float32), "b": jnp.array(0.5)}]
+)
 def test_weakly_typed_parameters_do_not_retrace(params):
     algorithm, traces = federated_round(LOCAL, AVERAGE), []
 
@@ -162,7 +171,10 @@ def test_the_step_vmaps_over_hyperparameters():
     [
         ({"weights": jnp.ones(())}, r"cohort.weights must be \[C\] with C >= 1, got the shape \(\)"),
         ({"weights": jnp.ones(0)}, "C >= 1"),
-        ({"client_id": jnp.arange(4)}, r"cohort.client_id must have the client axis of cohort.weights, 5, .* got the shape \(4,\)"),
+        (
+            {"client_id": jnp.arange(4)},
+            r"cohort.client_id must have the client axis of cohort.weights, 5, .* got the shape \(4,\)",
+        ),
         ({"data": {"target": {"a": jnp.ones((3, 2))}}}, "cohort.data.target.a must"),
         ({"byzantine": jnp.bool(True)}, "cohort.byzantine must"),
     ],
@@ -175,5 +187,7 @@ def test_a_cohort_whose_parts_disagree(change, message):
 
 def test_a_chain_without_an_aggregator():
     algorithm = federated_round(LOCAL, optax.sgd(1.0))
-    with pytest.raises(ValueError, match=r"must contain an aggregator, .* returned the shape \(5, 2\) for 'a', expected \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"must contain an aggregator, .* returned the shape \(5, 2\) for 'a', expected \(2,\)"
+    ):
         algorithm.step(algorithm.init(PARAMS), make_cohort(0)[0], jax.random.key(0))

@@ -39,7 +39,9 @@ def assert_same_bits(a, b):
 def test_a_run_is_its_rounds_one_after_another():
     """Against a Python loop over `sample_cohort` and `step`."""
     dataset, algorithm, key = make_dataset(), make_algorithm(), jax.random.key(3)
-    state, history, metrics = run_rounds(algorithm, dataset, init_run(algorithm, dataset, PARAMS), key, num_rounds=5, num_clients=3)
+    state, history, metrics = run_rounds(
+        algorithm, dataset, init_run(algorithm, dataset, PARAMS), key, num_rounds=5, num_clients=3
+    )
     server, visits = algorithm.init(PARAMS), np.zeros(len(COUNTS), np.int32)
     for r in range(5):
         sample_key, step_key = jax.random.split(jax.random.fold_in(key, r))
@@ -63,7 +65,9 @@ def test_two_runs_of_k_are_one_of_two_k():
     run = jax.jit(lambda state: run_rounds(algorithm, dataset, state, key, num_rounds=4, num_clients=2)[:2])
     middle, first = run(start)
     end, second = run(middle)
-    whole, history = jax.jit(lambda state: run_rounds(algorithm, dataset, state, key, num_rounds=8, num_clients=2)[:2])(start)
+    whole, history = jax.jit(lambda state: run_rounds(algorithm, dataset, state, key, num_rounds=8, num_clients=2)[:2])(
+        start
+    )
     assert_same_bits(end, whole)
     assert_same_bits(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second), history)
 
@@ -71,13 +75,18 @@ def test_two_runs_of_k_are_one_of_two_k():
 def test_evaluation_runs_every_so_often_and_changes_nothing():
     dataset, algorithm, key = make_dataset(), make_algorithm(), jax.random.key(2)
     start = init_run(algorithm, dataset, PARAMS)
-    evaluate = lambda params, key: {"w": params["w"], "draw": jax.random.normal(key, ())}
+
+    def evaluate(params, key):
+        return {"w": params["w"], "draw": jax.random.normal(key, ())}
+
     plain, history, _ = run_rounds(algorithm, dataset, start, key, num_rounds=6, num_clients=3)
     state, same_history, metrics = run_rounds(
         algorithm, dataset, start, key, num_rounds=6, num_clients=3, eval_fn=evaluate, eval_every=2
     )
     assert_same_bits((state, same_history), (plain, history))
-    path = [run_rounds(algorithm, dataset, start, key, num_rounds=r, num_clients=3)[0].server.params["w"] for r in (2, 4, 6)]
+    path = [
+        run_rounds(algorithm, dataset, start, key, num_rounds=r, num_clients=3)[0].server.params["w"] for r in (2, 4, 6)
+    ]
     np.testing.assert_allclose(metrics["w"], path, rtol=1e-6)
     assert len(set(metrics["draw"].tolist())) == 1  # the same draw each time, so that rounds can be compared
 
@@ -87,7 +96,9 @@ def test_one_run_vmaps_over_seeds_and_learning_rates():
 
     def train(key, rate):
         algorithm = make_algorithm(rate)
-        state, _, _ = run_rounds(algorithm, dataset, init_run(algorithm, dataset, PARAMS), key, num_rounds=3, num_clients=2)
+        state, _, _ = run_rounds(
+            algorithm, dataset, init_run(algorithm, dataset, PARAMS), key, num_rounds=3, num_clients=2
+        )
         return state.server.params["w"], state.clients
 
     keys, rates = jax.random.split(jax.random.key(0), 2), jnp.array([0.1, 0.5, 1.0])
@@ -99,7 +110,9 @@ def test_one_run_vmaps_over_seeds_and_learning_rates():
 
 def test_everybody_takes_part_by_default():
     dataset, algorithm = make_dataset(), make_algorithm()
-    state, history, _ = run_rounds(algorithm, dataset, init_run(algorithm, dataset, PARAMS), jax.random.key(0), num_rounds=2)
+    state, history, _ = run_rounds(
+        algorithm, dataset, init_run(algorithm, dataset, PARAMS), jax.random.key(0), num_rounds=2
+    )
     assert history.client_id.tolist() == [list(range(6))] * 2 and state.clients.tolist() == [2] * 6
 
 
@@ -107,7 +120,12 @@ def test_weighting_and_attackers_reach_the_cohort():
     dataset = make_dataset()
     algorithm = federated_round(LOCAL, optax.chain(cj.attacks.sign_flip(1.0), cj.robust.mean(), optax.sgd(1.0)))
     start, byzantine = init_run(algorithm, dataset, PARAMS), jnp.ones(6, bool)
-    run = lambda bad: run_rounds(algorithm, dataset, start, jax.random.key(0), num_rounds=1, weighting="uniform", byzantine=bad)
+
+    def run(bad):
+        return run_rounds(
+            algorithm, dataset, start, jax.random.key(0), num_rounds=1, weighting="uniform", byzantine=bad
+        )
+
     flipped, history, _ = run(byzantine)
     honest, _, _ = run(~byzantine)
     assert (history.weights == 1).all()

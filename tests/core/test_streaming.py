@@ -21,7 +21,10 @@ LOCAL = LocalUpdate(lambda params: jnp.zeros((), jnp.int32), pull)
 
 def make_cohort(count, masked=True, bad=()):
     rng = np.random.default_rng(count)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     target = {"a": draw(count, 2), "b": draw(count)}
     target["a"] = target["a"].at[jnp.asarray(bad, jnp.int32), 1].set(jnp.nan)
     mask = {k: jnp.asarray(rng.random(count) < 0.6, jnp.float32) for k in PARAMS} if masked else None
@@ -34,7 +37,9 @@ def step_of(algorithm, cohort, params=PARAMS):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("chunk_size", "count", "sharded"), [(1, 5, False), (3, 7, False), (9, 4, False), (1, 8, True), (2, 5, True)])
+@pytest.mark.parametrize(
+    ("chunk_size", "count", "sharded"), [(1, 5, False), (3, 7, False), (9, 4, False), (1, 8, True), (2, 5, True)]
+)
 def test_a_streamed_round_is_a_round(chunk_size, count, sharded, masked, mesh):
     cohort = make_cohort(count, masked)
     want, want_state, want_info = step_of(federated_round(LOCAL, optax.chain(cj.robust.mean(), optax.sgd(0.5))), cohort)
@@ -66,7 +71,9 @@ def test_nobody_present_changes_nothing():
 
 def test_narrow_parameters_are_summed_wide():
     params = {"a": jnp.zeros(2, jnp.float16)}
-    local = LocalUpdate(lambda p: (), lambda shared, s, data, key: (Upload(jax.tree.map(lambda p: p - data, shared)), s, ()))
+    local = LocalUpdate(
+        lambda p: (), lambda shared, s, data, key: (Upload(jax.tree.map(lambda p: p - data, shared)), s, ())
+    )
     cohort = Cohort(jnp.ones(600, jnp.float16), jnp.full(600, 1000.0), jnp.arange(600))  # the sum is 600 000
     state, _, _ = step_of(streamed_round(local, optax.sgd(1.0), chunk_size=100), cohort, params)
     assert state.params["a"].dtype == jnp.float16

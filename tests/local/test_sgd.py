@@ -59,7 +59,9 @@ def check(local, data, x, y, steps, rate, batch_size, num_epochs, **options):
     assert info.num_steps == steps and state == () and upload.mask is None
 
 
-@pytest.mark.parametrize(("count", "batch_size", "num_epochs", "steps"), [(6, 2, 1, 3), (5, 2, 3, 8), (1, 4, 2, 1), (4, 4, 1, 1)])
+@pytest.mark.parametrize(
+    ("count", "batch_size", "num_epochs", "steps"), [(6, 2, 1, 3), (5, 2, 3, 8), (1, 4, 2, 1), (4, 4, 1, 1)]
+)
 def test_steps_follow_the_stream(count, batch_size, num_epochs, steps):
     data, x, y = client(count)
     local = cj.local.sgd(loss_fn, optax.sgd(0.1, momentum=0.9), batch_size=batch_size, num_epochs=num_epochs)
@@ -75,7 +77,9 @@ def test_proximal_steps_follow_the_stream():
 @pytest.mark.parametrize(("wanted", "steps"), [(0, 0), (2, 2), (99, 8), (-1, 0)])
 def test_stragglers_do_fewer_steps_and_never_more(wanted, steps):
     data, x, y = client(5)
-    local = cj.local.sgd(loss_fn, optax.sgd(0.1), batch_size=2, num_epochs=3, num_steps_fn=lambda data, key: jnp.int32(wanted))
+    local = cj.local.sgd(
+        loss_fn, optax.sgd(0.1), batch_size=2, num_epochs=3, num_steps_fn=lambda data, key: jnp.int32(wanted)
+    )
     check(local, data, x, y, steps, 0.1, 2, 3)
 
 
@@ -91,7 +95,10 @@ def test_a_straggler_may_depend_on_its_data_and_on_chance():
 @pytest.mark.parametrize("mu", [0.0, 0.5, 4.0])
 def test_the_proximal_optimum(mu):
     """For one quadratic, `argmin (w - x)^2 / 2 + mu / 2 (w - s)^2 = (x + mu s) / (1 + mu)`."""
-    quadratic = lambda w, batch, key: 0.5 * jnp.mean((w - batch) ** 2)
+
+    def quadratic(w, batch, key):
+        return 0.5 * jnp.mean((w - batch) ** 2)
+
     local = cj.local.prox(mu, quadratic, optax.sgd(0.2), batch_size=1, num_epochs=200)
     data = cj.ClientData(jnp.array([3.0]), jnp.int32(1), jnp.int32(1))
     delta = local.update(jnp.float32(1.0), (), data, jax.random.key(0))[0].delta
@@ -102,7 +109,11 @@ def test_the_strength_of_the_pull_can_be_swept():
     data, _, _ = client(5)
 
     def delta(mu):
-        return cj.local.prox(mu, loss_fn, optax.sgd(0.1), batch_size=2).update(start()[0], (), data, jax.random.key(0))[0].delta
+        return (
+            cj.local.prox(mu, loss_fn, optax.sgd(0.1), batch_size=2)
+            .update(start()[0], (), data, jax.random.key(0))[0]
+            .delta
+        )
 
     swept = jax.vmap(delta)(jnp.array([0.0, 2.0]))
     for i, mu in enumerate([0.0, 2.0]):
@@ -110,12 +121,18 @@ def test_the_strength_of_the_pull_can_be_swept():
 
 
 def test_every_step_has_a_key_of_its_own():
-    noise = lambda w, batch, key: w * jax.random.normal(key, ())  # the gradient is the draw
+    def noise(w, batch, key):
+        return w * jax.random.normal(key, ())  # the gradient is the draw
+
     local = cj.local.sgd(noise, optax.sgd(1.0), batch_size=1)
     data = cj.ClientData(jnp.zeros(400), jnp.int32(400), jnp.int32(0))
     delta = local.update(jnp.float32(0.0), (), data, jax.random.key(0))[0].delta
     assert abs(delta) < 5 * 20  # 400 equal draws would be 400 times one normal, one of 20 standard deviations
-    one = cj.local.sgd(noise, optax.sgd(1.0), batch_size=400).update(jnp.float32(0.0), (), data, jax.random.key(0))[0].delta
+    one = (
+        cj.local.sgd(noise, optax.sgd(1.0), batch_size=400)
+        .update(jnp.float32(0.0), (), data, jax.random.key(0))[0]
+        .delta
+    )
     assert abs(delta / 400 - one) > 1e-3
 
 
@@ -123,7 +140,10 @@ def test_every_step_has_a_key_of_its_own():
     ("build", "message"),
     [
         (lambda: cj.local.sgd(loss_fn, optax.sgd(0.1), batch_size=0), "batch_size must be at least 1, got 0"),
-        (lambda: cj.local.sgd(loss_fn, optax.sgd(0.1), batch_size=1, num_epochs=0), "num_epochs must be at least 1, got 0"),
+        (
+            lambda: cj.local.sgd(loss_fn, optax.sgd(0.1), batch_size=1, num_epochs=0),
+            "num_epochs must be at least 1, got 0",
+        ),
         (lambda: cj.local.prox(-0.1, loss_fn, optax.sgd(0.1), batch_size=1), "mu must be at least 0, got -0.1"),
     ],
 )

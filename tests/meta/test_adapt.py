@@ -40,10 +40,33 @@ W = np.array([1.0, -0.5, 2.0])
 KEY = jax.random.key(5)
 
 
+@pytest.mark.parametrize("eval_steps", [(0, 1, 5, 6), (6,), (0,)])
+def test_told_steps_are_those_of_the_whole_history(eval_steps):
+    data, _, _ = client(3, 5)
+    start = jnp.asarray(W, jnp.float32)
+    whole, told = (
+        cj.meta.adapt(loss_fn, optax.sgd(RATE), 6, eval_fn=lambda w, data: w, eval_steps=steps)(start, data, KEY)[1]
+        for steps in (None, eval_steps)
+    )
+    np.testing.assert_array_equal(told, whole[np.array(eval_steps)])
+
+
+@pytest.mark.parametrize("eval_steps", [(0, 4), (2, 1), (-1,), ()])
+def test_told_steps_out_of_range_are_named(eval_steps):
+    with pytest.raises(ValueError, match=r"eval_steps must be increasing within \[0, num_steps\] = \[0, 3\]"):
+        cj.meta.adapt(loss_fn, optax.sgd(RATE), 3, eval_steps=eval_steps)
+
+
 @pytest.mark.parametrize("max_support", [None, 3, 4, 99])
 def test_steps_on_the_whole_support_set(max_support):
     data, x, y = client(3, 5)
-    run = cj.meta.adapt(loss_fn, optax.sgd(RATE), 4, max_support=max_support, eval_fn=lambda w, data: {"w": w, "loss": query_loss(w, data)})
+    run = cj.meta.adapt(
+        loss_fn,
+        optax.sgd(RATE),
+        4,
+        max_support=max_support,
+        eval_fn=lambda w, data: {"w": w, "loss": query_loss(w, data)},
+    )
     adapted, history = jax.jit(run)(jnp.asarray(W, jnp.float32), data, KEY)
     path = descend(W, x, y, [np.arange(3)] * 4)
     np.testing.assert_allclose(history["w"], path, rtol=1e-4, atol=1e-6)
@@ -67,7 +90,10 @@ def test_steps_on_batches_of_the_support_set():
 def test_any_optimiser_adapts():
     data, _, _ = client(3)
     adapted, losses = cj.meta.adapt(
-        loss_fn, optax.adam(0.1), 50, eval_fn=lambda w, data: loss_fn(w, jax.tree.map(lambda x: x[:3], data.examples), None)
+        loss_fn,
+        optax.adam(0.1),
+        50,
+        eval_fn=lambda w, data: loss_fn(w, jax.tree.map(lambda x: x[:3], data.examples), None),
     )(jnp.asarray(W, jnp.float32), data, KEY)
     assert losses.shape == (51,) and losses[-1] < 0.1 * losses[0]
 

@@ -59,7 +59,9 @@ def pairs_of(key, num_support, num_examples, batch_size, num_epochs, count):
     epochs = {"length": LENGTH, "num_epochs": num_epochs}
     support = shuffled_epochs(support_key, jnp.int32(0), jnp.int32(num_support), **epochs)
     query = shuffled_epochs(query_key, jnp.int32(num_support), jnp.int32(num_examples - num_support), **epochs)
-    return [tuple(np.asarray(batch_indices(s, jnp.int32(i), batch_size)) for s in (support, query)) for i in range(count)]
+    return [
+        tuple(np.asarray(batch_indices(s, jnp.int32(i), batch_size)) for s in (support, query)) for i in range(count)
+    ]
 
 
 OPTIMISERS = {
@@ -100,8 +102,11 @@ def test_a_client_without_support_or_query_changes_nothing(num_support, num_exam
 
 
 def test_neither_maml_nor_fomaml_nor_plain_training():
-    """On one quadratic per set: `theta_1 = theta - a (theta - s)`, then `theta_1 - b (theta_1 - q)`, and nothing is rolled back."""
-    quadratic = lambda w, batch, key: 0.5 * jnp.mean((w - batch) ** 2)
+    """On one quadratic per set: `theta - a (theta - s)`, then `theta - b (theta - q)`, and nothing is rolled back."""
+
+    def quadratic(w, batch, key):
+        return 0.5 * jnp.mean((w - batch) ** 2)
+
     data = cj.ClientData(jnp.array([4.0, 8.0]), jnp.int32(2), jnp.int32(1))
     args = (jnp.float32(0.0), (), data, jax.random.key(0))
     delta = cj.meta.cedar(quadratic, optax.sgd(0.5), optax.sgd(0.25), batch_size=1).update(*args)[0].delta

@@ -1,7 +1,8 @@
 """How anything is measured: compiled apart, warmed up, then timed in turns.
 
-Every case runs once in each turn, so that whatever else the machine does falls on all of them alike. The processor time
-of the whole process stands beside the wall clock: where the two differ, something waited, or more than one core worked.
+Every case has its place in each turn, so that whatever else the machine does falls on all of them alike: one call that
+brings the caches and the allocator back to where a training loop has them, then the timed one. The processor time of
+the process stands beside the wall clock: where the two differ, something waited, or more than one core worked.
 """
 
 import statistics
@@ -23,8 +24,8 @@ class Case(NamedTuple):
     """Pure function of arrays, not jitted."""
     args: tuple[Any, ...]
     """Its arguments, on their devices; never donated."""
-    count: int
-    """Units of work in one call; times are also given a unit."""
+    units: int
+    """Units of work in one call, for example clients."""
 
 
 class Workload(NamedTuple):
@@ -33,7 +34,7 @@ class Workload(NamedTuple):
     title: str
     """One line on what is measured."""
     unit: str
-    """What `Case.count` counts, for example `"client"`."""
+    """What `Case.units` counts, for example `"client"`."""
     num_clients: tuple[int, ...]
     """Sizes of the cohort, unless they are asked for."""
     layouts: Callable[[int], Sequence[Case]]
@@ -51,7 +52,7 @@ class Measurement(NamedTuple):
     """As in `Case`."""
     part: str
     """As in `Case`."""
-    count: int
+    units: int
     """As in `Case`."""
     seconds: list[float]
     """Wall clock of every timed call."""
@@ -65,12 +66,12 @@ class Measurement(NamedTuple):
     @property
     def ms(self) -> float:
         """Median wall clock of one unit in milliseconds."""
-        return 1e3 * statistics.median(self.seconds) / self.count
+        return 1e3 * statistics.median(self.seconds) / self.units
 
     @property
     def cpu_ms(self) -> float:
         """Median processor time of one unit in milliseconds."""
-        return 1e3 * statistics.median(self.cpu_seconds) / self.count
+        return 1e3 * statistics.median(self.cpu_seconds) / self.units
 
     def record(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -83,14 +84,13 @@ class _Program(NamedTuple):
 
 
 def measure(
-    cases: Iterable[Case], *, repeats: int, warm_up: int = 2, tell: Callable[[str], None] = lambda text: None
+    cases: Iterable[Case], *, repeats: int, tell: Callable[[str], None] = lambda text: None
 ) -> list[Measurement]:
     """Compiles every case, then times them in turns.
 
     Args:
       cases: what to time.
       repeats: timed calls of each case, at least 5.
-      warm_up: calls of each case that are not counted.
       tell: called with a line on what is going on.
 
     Returns:
@@ -107,17 +107,18 @@ def measure(
         tell(f"compiling {case.part}, {case.layout}")
         programs.append(_compile(case))
     samples: list[list[tuple[float, float]]] = [[] for _ in cases]
-    for turn in range(-warm_up, repeats):
-        tell("warming up" if turn < 0 else f"turn {turn + 1} of {repeats}")
+    for turn in range(repeats + 1):  # the first is not counted
+        tell(f"turn {turn} of {repeats}" if turn else "warming up")
         for case, program, taken in zip(cases, programs, samples, strict=True):
+            jax.block_until_ready(program.compiled(*case.args))
             sample = _time(program.compiled, case.args)
-            if turn >= 0:
+            if turn:
                 taken.append(sample)
     return [
         Measurement(
             layout=case.layout,
             part=case.part,
-            count=case.count,
+            units=case.units,
             seconds=[wall for wall, _ in taken],
             cpu_seconds=[cpu for _, cpu in taken],
             compile_seconds=program.compile_seconds,

@@ -53,8 +53,9 @@ def print_machine(console: Console, machine: dict[str, Any]) -> None:
 
 def print_result(console: Console, workload: Workload, result: Result) -> None:
     """The headline and two tables."""
-    console.print(_table(f"{result.num_clients} clients, by layout", "layout", workload.unit, result.layouts))
-    console.print(_table(f"{result.num_clients} clients, {result.best.layout}", "part", workload.unit, result.parts))
+    size = f"{result.num_clients} clients, ms a {workload.unit}"
+    console.print(_table(f"{size}, by layout", "layout", result.layouts))
+    console.print(_table(f"{size}, where it goes: {result.best.layout}", "part", result.parts))
     goal = "" if workload.goal_ms is None else f" (goal: {workload.goal_ms:g})"
     console.print(
         f"[bold]{result.name}: {result.best.ms:.3f} ms a {workload.unit}[/bold]{goal}, {result.best.layout}",
@@ -62,17 +63,16 @@ def print_result(console: Console, workload: Workload, result: Result) -> None:
     )
 
 
-def _table(title: str, field: str, unit: str, measurements: Sequence[Measurement]) -> Table:
+def _table(title: str, field: str, measurements: Sequence[Measurement]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column(field)
-    for heading in (f"ms a {unit}", "fastest", "slowest", f"CPU ms a {unit}", "peak MiB", "compile s"):
-        table.add_column(heading, justify="right")
+    table.add_column(field, no_wrap=True)
+    for heading in ("median", "least", "CPU", "peak MiB", "compile s"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for m in measurements:
         table.add_row(
             getattr(m, field),
             f"{m.ms:.3f}",
-            f"{1e3 * min(m.seconds) / m.count:.3f}",
-            f"{1e3 * max(m.seconds) / m.count:.3f}",
+            f"{1e3 * min(m.seconds) / m.units:.3f}",
             f"{m.cpu_ms:.3f}",
             "" if m.peak_bytes is None else f"{m.peak_bytes / 2**20:.1f}",
             f"{m.compile_seconds:.1f}",

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -22,6 +22,9 @@ from experiments.report import print_report
 from experiments.setting import DEFAULT, PRESETS, make_setting
 from experiments.tuning import tune
 from experiments.variants import SUITES, Variant
+
+NOT_STORED = ("out", "resume", "list", "tune", "data_dir")
+DEMO_TITLE = "Digits as tasks: 100 clients name 5 of 10 digits in a private order; new ones have one image per class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +132,37 @@ def make_plan(config: Config, federation: Federation, title: str) -> Plan:
     )
 
 
-def run_config(config: Config) -> dict[str, object]:
+def run_config(config: Config) -> dict[str, Any]:
     """The options that make a run what it is, as they are stored."""
     options = dataclasses.asdict(config)
-    for name in ("out", "resume", "list", "tune", "data_dir"):
+    for name in NOT_STORED:
         options.pop(name)
-    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return files.plain({name: str(value) if isinstance(value, Path) else value for name, value in options.items()})
+
+
+def resumed(config: Config) -> Config:
+    """The options of the run that is resumed.
+
+    Args:
+      config: the options of the command line, with `resume`.
+
+    Returns:
+      The stored options, beside those that say where things are.
+
+    Raises:
+      files.RunDirError: if there is no such run, or an option is given that differs from the stored one.
+    """
+    assert config.resume is not None
+    path = files.run_dir(config.resume).config
+    if not path.exists():
+        raise files.RunDirError(f"resume must name a run directory, got {config.resume}: {path.name} is absent.")
+    stored, given, default = files.read_json(path), run_config(config), run_config(Config())
+    for name, value in given.items():
+        if value not in (default[name], stored.get(name)):
+            raise files.RunDirError(f"{name} must be left out or be {stored.get(name)!r} as in the run, got {value!r}.")
+    stored["algorithms"] = tuple(stored["algorithms"])
+    stored["data"] = None if stored["data"] is None else Path(stored["data"])
+    return dataclasses.replace(config, **stored)
 
 
 def use_all_cores(seeds: int) -> None:
@@ -146,22 +174,23 @@ def use_all_cores(seeds: int) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def run(config: Config, console: Console, title: str | None = None) -> dict:
+def run(config: Config, console: Console) -> dict[str, Any]:
     """Runs the comparison that the options describe and prints its report.
 
     Args:
       config: the options.
       console: where to print.
-      title: headline; default: made from the data set's name.
 
     Returns:
       The results, see `experiments.report`.
     """
+    config = config if config.resume is None else resumed(config)
     if config.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {config.seeds}.")
     use_all_cores(config.seeds)
     federation = load_federation(config, 0)
-    plan = make_plan(config, federation, title or f"{federation.name}: {federation.task} on clients that never trained")
+    title = f"{federation.name}: {federation.task} on clients that never trained"
+    plan = make_plan(config, federation, DEMO_TITLE if config.suite == "demo" else title)
     setting = make_setting(lambda seed: load_federation(config, seed), range(config.seeds), plan.preset.hidden)
     if config.tune:
         return tune(setting, plan, console)
@@ -173,7 +202,9 @@ def run(config: Config, console: Console, title: str | None = None) -> dict:
     try:
         results = Comparison(setting, plan, places, console).run()
     except Interrupted as stop:
-        console.print(f"\n{stop}. Go on with: python -m experiments.cedar --resume {places.root} and the same options.")
+        console.print(
+            f"\nStopped: {stop}. Go on with: python -m experiments.cedar --resume {places.root}", soft_wrap=True
+        )
         raise
     print_report(results, console, report=places.root / "report.html")
     return results

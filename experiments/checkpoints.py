@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 KEPT = 2
@@ -51,9 +53,7 @@ def restore(folder: Path, like: Any) -> tuple[int, Any]:
     leaves, structure = jax.tree.flatten(like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(
-                last, [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves]
-            )
+            restored = checkpointer.restore(last, [np.empty(x.shape, x.dtype) for x in leaves])
     except Exception as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         before = f"round {int(complete[-2].name)}" if len(complete) > 1 else "the first round"
@@ -61,7 +61,8 @@ def restore(folder: Path, like: Any) -> tuple[int, Any]:
             f"checkpoint {last} must hold a whole state of this run, but cannot be read ({why}). Nothing was changed; "
             f"remove that folder to go on from {before}."
         ) from error
-    return int(last.name), jax.tree.unflatten(structure, restored)
+    # Back as host arrays and then uncommitted, so that the program may place them on any devices.
+    return int(last.name), jax.tree.unflatten(structure, [jnp.asarray(x) for x in restored])
 
 
 def _complete(folder: Path) -> list[Path]:

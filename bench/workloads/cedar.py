@@ -22,7 +22,8 @@ from bench.measure import Case, Workload
 from cedarjax import nn
 
 NUM_EXAMPLES, NUM_STIMULI, NUM_FEATURES, NUM_CLASSES = 20, 20, 784, 10
-ROUND = "round"
+ROUND = "whole round"
+STEPS, STEPS_MEAN, FILTER_MEAN, SCREENING = "local steps", "steps, mean", "steps, filter, mean", "steps, screening"
 
 
 class Layout(NamedTuple):
@@ -82,7 +83,7 @@ def layouts() -> list[Layout]:
     found = [Layout(chunk_size, None) for chunk_size in (1, 4, 10, None)]
     if len(jax.devices()) > 1:
         mesh = jax.make_mesh((len(jax.devices()),), ("clients",), axis_types=(AxisType.Auto,))
-        found += [Layout(chunk_size, mesh) for chunk_size in (1, 4, 10)]
+        found += [Layout(chunk_size, mesh) for chunk_size in (1, 5, 10)]
     return found
 
 
@@ -126,10 +127,10 @@ def clients_only(local: cj.LocalUpdate, layout: Layout) -> Callable[..., Any]:
 def one_case(part: str, layout: Layout, num_clients: int) -> Case:
     """The program of one part in one layout."""
     case = problem(num_clients)
-    local = filtered_steps(case) if part in (ROUND, "local steps + filter, mean") else local_steps(case)
-    rule = screening(case, layout) if part in (ROUND, "local steps, screening") else cj.robust.mean()
+    local = filtered_steps(case) if part in (ROUND, FILTER_MEAN) else local_steps(case)
+    rule = screening(case, layout) if part in (ROUND, SCREENING) else cj.robust.mean()
     algorithm = cj.federated_round(local, optax.chain(rule, optax.sgd(1.0)), layout.map_fn)
-    fun = clients_only(local, layout) if part == "local steps" else algorithm.step
+    fun = clients_only(local, layout) if part == STEPS else algorithm.step
     state = layout.place(algorithm.init(case.params), P())
     args = (state, layout.place(cohort(case, local), P("clients")), jax.random.key(1))
     return Case(layout.name, part, fun, args, num_clients)
@@ -143,8 +144,7 @@ def by_layout(num_clients: int) -> list[Case]:
 def by_part(num_clients: int, name: str) -> list[Case]:
     """The round built up, in the layout of that name."""
     layout = {layout.name: layout for layout in layouts()}[name]
-    parts = ("local steps", "local steps, mean", "local steps + filter, mean", "local steps, screening", ROUND)
-    return [one_case(part, layout, num_clients) for part in parts]
+    return [one_case(part, layout, num_clients) for part in (STEPS, STEPS_MEAN, FILTER_MEAN, SCREENING, ROUND)]
 
 
 WORKLOAD = Workload(

@@ -1,8 +1,8 @@
 """A scan of at most `max_steps` steps of which a client does its own number.
 
 The scan has a static length, so it differentiates and lowers well; a step beyond a client's count is skipped by
-`lax.cond`. Mapped in a loop the skipped steps cost nothing, vmapped they become a select. A bound of one step is neither
-scanned nor branched on.
+`lax.cond`. Mapped in a loop the skipped steps cost nothing, vmapped they become a select. Where one step is the most,
+it is always a select.
 """
 
 from collections.abc import Callable

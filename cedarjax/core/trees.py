@@ -146,7 +146,7 @@ def finite_rows(updates: PyTree) -> jax.Array:
     num_clients(updates)
 
     def finite(x: jax.Array) -> jax.Array:
-        # 0 * x is 0 or NaN, and this product costs a CPU a seventh of `isfinite(x).all(axis=1)`. A maximum would not do:
+        # 0 * x is 0 or NaN, and the product costs a CPU a seventh of `isfinite(x).all(axis=1)`. A maximum would not do:
         # XLA:CPU loses a NaN among a few thousand numbers.
         rows = _rows(x)
         return jnp.isfinite(jnp.matmul(rows, jnp.zeros(rows.shape[1], x.dtype), precision=_HIGHEST))

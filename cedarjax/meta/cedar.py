@@ -8,7 +8,6 @@ neither MAML nor first-order MAML. The published code crashes on a client with f
 client with a support and a query example takes part, its batches filled up from its own examples.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -90,14 +89,10 @@ def cedar(
     ) -> tuple[Upload, PyTree, CedarLocalInfo]:
         length = jax.tree.leaves(data.examples)[0].shape[0]
         num_query = data.num_examples - data.num_support
-        *stream_keys, loss_key = jax.random.split(key, 3)
-        # One vmap for both streams: on CPU a call of the generator has its price, however little it draws.
-        streams = jax.vmap(functools.partial(shuffled_epochs, length=length, num_epochs=num_epochs))(
-            jnp.stack(stream_keys),
-            jnp.stack([jnp.zeros_like(num_query), data.num_support]),
-            jnp.stack([data.num_support, num_query]),
-        )
-        support, query = (jax.tree.map(lambda x, i=i: x[i], streams) for i in range(2))
+        support_key, query_key, loss_key = jax.random.split(key, 3)
+        epochs = {"length": length, "num_epochs": num_epochs}
+        support = shuffled_epochs(support_key, jnp.int32(0), data.num_support, **epochs)
+        query = shuffled_epochs(query_key, data.num_support, num_query, **epochs)
 
         def pair(
             carry: tuple[Params, PyTree, PyTree], index: jax.Array

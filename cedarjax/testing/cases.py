@@ -136,7 +136,7 @@ def widths(dtype: Any) -> contextlib.AbstractContextManager:
     return jax.enable_x64(True) if jnp.dtype(dtype).itemsize == 8 else contextlib.nullcontext()
 
 
-def count_traces(fun: Callable) -> tuple[Callable, list[int]]:
+def count_traces(fun: Callable) -> tuple[jax.stages.Wrapped, list[int]]:
     """Jits a function and counts how often it is traced.
 
     Args:

@@ -93,8 +93,8 @@ def _mean() -> Aggregator:
 def _algorithm(case: LocalUpdateCase) -> FederatedAlgorithm:
     """Federated averaging of the case's kernel, over the map that the other laws have compiled already."""
 
-    def map_fn(update: Callable, *args: PyTree) -> tuple:
-        return jax.jit(_mapped, static_argnums=(0, 1))(update, (None, None), *args)
+    def map_fn(fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree:
+        return jax.jit(_mapped, static_argnums=(0, 1))(fun, (None, None), shared, *per_client)
 
     return federated_round(case.local_update, optax.chain(_mean(), optax.sgd(1.0)), map_fn)
 
@@ -235,17 +235,18 @@ def stays_finite(case: LocalUpdateCase) -> None:
     full, rows = counts[largest], jnp.arange(jax.tree.leaves(examples)[0].shape[1])
     one = jax.tree.map(lambda x: x[largest], examples)
     zeros, equal = jax.tree.map(jnp.zeros_like, one), jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), one)
-    ragged = [
-        (one, 1, 0),
-        (one, 1, 1),
-        (one, full, 0),
-        (one, full, full),
-        (zeros, full, full // 2),
-        (equal, full, full // 2),
-    ]
+
+    def client(x: PyTree, num_examples: jax.Array | int, num_support: jax.Array | int) -> ClientData:
+        n, s = jnp.asarray(num_examples, jnp.int32), jnp.asarray(num_support, jnp.int32)
+        return ClientData(where_rows(rows < n, x, filled(x, jnp.nan)), n, s)
+
     clients = [
-        ClientData(where_rows(rows < n, x, filled(x, jnp.nan)), jnp.asarray(n, jnp.int32), jnp.asarray(s, jnp.int32))
-        for x, n, s in ragged
+        client(one, 1, 0),
+        client(one, 1, 1),
+        client(one, full, 0),
+        client(one, full, full),
+        client(zeros, full, full // 2),
+        client(equal, full, full // 2),
     ]
     # No fewer rows than the case has: then nothing new is compiled.
     clients = [clients[i % len(clients)] for i in range(max(len(clients), num_clients(case.data)))]

@@ -180,6 +180,7 @@ def make_algorithm(
             detect=variant.server == "screening",
             min_gap=variant.min_gap,
             representation=outputs,
+            map_fn=map_fn,
         )
     meta = variant.algorithm in ("maml", "fomaml")
     server = optax.adam(learning_rate) if meta else optax.sgd(1.0)

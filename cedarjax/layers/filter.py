@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from cedarjax.core.batches import mean_loss
-from cedarjax.core.names import layer_bytes, layer_mask
+from cedarjax.core.names import layer_bytes, layer_leaves, layer_mask
 from cedarjax.core.types import LocalUpdate, LossFn, Params, PyTree, Upload
-from cedarjax.layers.importance import cosine_change, fisher, layer_leaves, taylor, update_norm
+from cedarjax.layers.importance import cosine_change, fisher, taylor, update_norm
 from cedarjax.layers.masks import least_changed, within_budget
 from cedarjax.layers.payload import payload_bytes
 from cedarjax.layers.rcs import rcs, relative_change

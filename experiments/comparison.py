@@ -229,7 +229,7 @@ class Comparison:
         last = {name: values[:, -1] for name, values in curve.pooled.items()}
         worst = np.mean([float(metrics.fairness(clients[:, -1]).worst_decile) for clients in curve.per_client])
         shown = ("mcc", "f1") if self.setting.task == "classification" else ("mse", "mae")
-        told = ", ".join(f"{name.upper()} {last[name].mean():.3f}" for name in shown)
+        details = {name.upper(): f"{last[name].mean():.3f}" for name in shown}
         run: dict[str, Any] = {
             "name": variant.name,
             "scores": curve.pooled[self.metric][:, told_steps(plan.steps)].tolist(),
@@ -237,7 +237,7 @@ class Comparison:
             "last": {name: values.tolist() for name, values in last.items()},
             "clients": curve.per_client[:, :, [0, -1]].tolist(),
             "adaptation": str(chosen),
-            "note": f"after {plan.steps} steps {told}, worst tenth of clients {worst:.3f}; adapts by {chosen}",
+            "details": details | {"worst 10 %": f"{worst:.3f}", "adapts by": str(chosen)},
             "uploaded_bytes": None,
             "downloaded_bytes": None,
             "saved_bytes": None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.files import write_text
-from experiments.report import Results, caption_of, exact_cells, findings, flat, markdown
+from experiments.report import Results, caption_of, detail_cells, exact_cells, findings, flat, markdown
 
 _CSS = """
 body { margin: 0; background: #f6f7f7; color: #22262b; font: 16px/1.5 system-ui, sans-serif; }
@@ -43,6 +43,9 @@ def html_page(results: Results, root: str | os.PathLike[str]) -> str:
         _html_table(header, rows, best),
         f"<p class=small>{html.escape(caption_of(results))}</p>",
     ]
+    details, detail_rows = detail_cells(results)
+    if len(details) > 1:
+        parts.append(f"<h2>After {results['steps'][-1]} steps</h2>{_html_table(details, detail_rows, set())}")
     if sentences := [*findings(results), *results.get("notes", ())]:
         items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
         parts.append(f"<h2>What came out</h2><ul>{items}</ul>")

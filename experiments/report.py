@@ -13,6 +13,7 @@ Everything is made from one plain mapping, the content of `results.json`:
           "uploaded_bytes": 123, "downloaded_bytes": 456, "saved_bytes": 78,     per seed, exact; null: does not apply
           "poisoned_caught": [7, 7], "honest_dropped": [0, 28],                  [count, of]; null: does not apply
           "seconds": 4.2,                                                        null: not measured
+          "details": {"MCC": "0.81", "adapts by": "sgd 0.1"},                            text by column; may be absent
           "note": ""
         }
       ],
@@ -75,10 +76,13 @@ def results_tables(results: Results) -> list[Table]:
       results: see the module. Bold: the best of each column of scores, and what is within the spread over seeds of it.
 
     Returns:
-      One table, or two when there is more than scores.
+      The scores; then, where they are told, the details, and what it took.
     """
     header, rows, best = _score_cells(results, short=True)
     tables = [_rich_table(f"{_capital(results['metric'])} of new clients after", header, rows, best)]
+    header, rows = detail_cells(results)
+    if len(header) > 1:
+        tables.append(_rich_table(f"After {results['steps'][-1]} steps", header, rows, set()))
     header, rows = _other_cells(results, exact=False)
     rows = [row for row in rows if any(cell != ABSENT for cell in row[1:])]
     if len(header) > 1:
@@ -136,6 +140,9 @@ def markdown(results: Results) -> str:
     header, rows, best = exact_cells(results)
     rows = [[f"**{cell}**" if (i, k) in best else cell for k, cell in enumerate(row)] for i, row in enumerate(rows)]
     parts = [f"# {results.get('title') or 'Results'}", _markdown_table(header, rows), caption_of(results)]
+    header, rows = detail_cells(results)
+    if len(header) > 1:
+        parts += [f"After {results['steps'][-1]} steps:", _markdown_table(header, rows)]
     if sentences := [*findings(results), *results.get("notes", ())]:
         parts += ["## What came out", "\n".join(f"- {sentence}" for sentence in sentences)]
     for caption, path in results.get("plots", {}).items():
@@ -233,6 +240,14 @@ def _other_cells(results: Results, *, exact: bool) -> tuple[list[str], list[list
         for row, value in zip(rows, values, strict=True):
             row.append(ABSENT if value is None else text(value))
     return header, rows
+
+
+def detail_cells(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the details that the runs tell."""
+    runs = _checked(results)
+    columns = list(dict.fromkeys(column for _, _, run in runs for column in run.get("details", {})))
+    rows = [[name, *(run.get("details", {}).get(column, ABSENT) for column in columns)] for name, _, run in runs]
+    return ["", *columns], rows
 
 
 def exact_cells(results: Results) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:

@@ -45,9 +45,12 @@ class Layout(NamedTuple):
         """The layout itself."""
         return cj.cohort_map(self.chunk_size, self.mesh)
 
-    def place(self, tree: Any, spec: P) -> Any:
-        """Puts arrays where the round will leave them."""
-        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, spec))
+    def place(self, tree: Any, num_clients: int | None = None) -> Any:
+        """Puts arrays where the round leaves them: a client axis over the mesh, if it divides, all else everywhere."""
+        if self.mesh is None:
+            return tree
+        divides = num_clients is not None and num_clients % self.mesh.size == 0
+        return jax.device_put(tree, NamedSharding(self.mesh, P("clients") if divides else P()))
 
 
 class Problem(NamedTuple):
@@ -131,8 +134,8 @@ def one_case(part: str, layout: Layout, num_clients: int) -> Case:
     rule = screening(case, layout) if part in (ROUND, SCREENING) else cj.robust.mean()
     algorithm = cj.federated_round(local, optax.chain(rule, optax.sgd(1.0)), layout.map_fn)
     fun = clients_only(local, layout) if part == STEPS else algorithm.step
-    state = layout.place(algorithm.init(case.params), P())
-    args = (state, layout.place(cohort(case, local), P("clients")), jax.random.key(1))
+    state = layout.place(algorithm.init(case.params))
+    args = (state, layout.place(cohort(case, local), num_clients), jax.random.key(1))
     return Case(layout.name, part, fun, args, num_clients)
 
 

@@ -178,3 +178,18 @@ def test_numpy_values_are_taken():
 )
 def test_human_bytes(count, text):
     assert report.human_bytes(count) == text
+
+
+def test_details_stand_in_every_form_of_the_report(tmp_path):
+    results = {
+        "metric": "accuracy",
+        "steps": [0, 20],
+        "runs": [
+            {"name": "A", "scores": [[0.1, 0.5]], "details": {"MCC": "0.321", "adapts by": "sgd 0.1"}},
+            {"name": "B", "scores": [[0.1, 0.4]]},
+        ],
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    report.print_report(results, console)
+    for text in (console.export_text(), report.markdown(results), page.html_page(results, tmp_path)):
+        assert "0.321" in text and "sgd 0.1" in text and "After 20 steps" in text

@@ -1,5 +1,7 @@
 """Cedar's rule, against a restatement in numpy: what is specified, and what was published."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -288,6 +290,16 @@ def test_jit_layouts_and_permutation(mesh):
     for got, other in [*runs, (moved, state)]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, wanted)
         np.testing.assert_array_equal(other.info.dropped, state.info.dropped)
+
+
+def test_a_mesh_gathers_vectors_and_no_updates(mesh):
+    rule = cedar(logits_fn, STIMULI, map_fn=cohort_map(1, mesh))
+    clients = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("clients"))
+    updates, weights = jax.device_put((make_updates(8), jnp.ones(8)), clients)
+    program = jax.jit(rule.update).lower(updates, rule.init(PARAMS), PARAMS, weights=weights).compile().as_text()
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", program)
+    assert set(gathered) <= {"8"}
+    assert "all-reduce" in program
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -21,7 +21,7 @@ from experiments.datasets import LOADERS, DataError, DatasetNotFoundError, Feder
 from experiments.report import print_report
 from experiments.setting import DEFAULT, PRESETS, make_setting
 from experiments.tuning import tune
-from experiments.variants import SUITES, Variant
+from experiments.variants import SUITE_SETTINGS, SUITES, Variant
 
 NOT_STORED = ("out", "resume", "list", "tune", "data_dir")
 DEMO_TITLE = "Digits as tasks: 100 clients name 5 of 10 digits in a private order; new ones have one image per class"
@@ -117,6 +117,7 @@ def load_federation(config: Config, seed: int) -> Federation:
 def make_plan(config: Config, federation: Federation, title: str) -> Plan:
     """Fills in what the options leave open with the data set's preset."""
     preset = PRESETS.get(config.dataset, DEFAULT) if config.data is None else DEFAULT
+    preset = preset._replace(**SUITE_SETTINGS.get(config.suite or "", {}))
     given = {name: getattr(config, name) for name in ("participation", "batch_size", "epochs", "inner_rate", "rounds")}
     preset = preset._replace(**{name: value for name, value in given.items() if value is not None})
     return Plan(

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from cedarjax import metrics
 from experiments import checkpoints, files, page, plots
-from experiments.evaluation import Adaptation, Evaluator, metric_name
+from experiments.evaluation import OPTIMISERS, Adaptation, Evaluator, chosen_steps, metric_name
 from experiments.setting import Preset, Setting
 from experiments.training import Segment, Trainer, judged_layers, split_rounds
 from experiments.variants import Variant
@@ -132,7 +133,11 @@ class Comparison:
         started = time.perf_counter()
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         columns += [TimeElapsedColumn(), TextColumn("{task.fields[told]}")]
-        with polite_interrupts() as pressed, Progress(*columns, console=self.console) as progress:
+        with (
+            polite_interrupts() as pressed,
+            Progress(*columns, console=self.console) as progress,
+            self._compile_ahead(),
+        ):
             width = max(len(v.name) for v in self.plan.variants)
             runs = []
             for variant in self.plan.variants:
@@ -144,8 +149,40 @@ class Comparison:
         page.write_reports(results, self.places.root)
         return results
 
+    @contextmanager
+    def _compile_ahead(self) -> Iterator[None]:
+        """Compiles in a thread of its own, in the order of use, while what is compiled already runs."""
+        plan, setting = self.plan, self.setting
+        todo = [v for v in plan.variants if not self._file(v).exists()]
+        self._trainers = {
+            v.name: Trainer(setting, plan.preset, v, plan.learning_rate) for v in todo if v.algorithm != "scratch"
+        }
+        pool = ThreadPoolExecutor(max_workers=1)
+        self._states = {
+            name: pool.submit(self._prepare, trainer, first)
+            for first, (name, trainer) in enumerate(self._trainers.items())
+        }
+        try:
+            yield
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, trainer: Trainer, place: int) -> Any:
+        state = trainer.init()
+        trainer.compile(state, next(split_rounds(self.plan.rounds, self.plan.segments)))
+        if place == 0:
+            for optimiser in OPTIMISERS:
+                adaptation, new, told = Adaptation(optimiser, 0.0), self.setting.new, chosen_steps(self.plan.steps)
+                self.evaluator.compile(self.setting.validation, adaptation, CURVE_STEPS, (0, CURVE_STEPS))
+                self.evaluator.compile(self.setting.validation, adaptation, self.plan.steps, told)
+                self.evaluator.compile(new, adaptation, self.plan.steps)
+        return state
+
+    def _file(self, variant: Variant) -> Path:
+        return self.places.root / "variants" / f"{slug(variant)}.json"
+
     def _variant(self, variant: Variant, progress: Progress, task: Any, pressed: list[int]) -> dict[str, Any]:
-        done = self.places.root / "variants" / f"{slug(variant)}.json"
+        done = self._file(variant)
         if done.exists():
             run = files.read_json(done)
             progress.update(task, completed=self.plan.rounds, told=self._told(run))
@@ -168,13 +205,14 @@ class Comparison:
 
     def _train(self, variant: Variant, progress: Progress, task: Any, pressed: list[int]) -> tuple[Any, list[dict]]:
         plan, folder = self.plan, self.places.checkpoints / slug(variant)
-        trainer = Trainer(self.setting, plan.preset, variant, plan.learning_rate)
-        rounds, state = checkpoints.restore(folder, trainer.init())
+        progress.update(task, told="compiling")
+        trainer, state = self._trainers[variant.name], self._states[variant.name].result()
+        rounds, state = checkpoints.restore(folder, state)
         files.rewind_jsonl(self.places.metrics, lambda r: r["variant"] != variant.name or r["round"] <= rounds)
         adaptation = default_adaptation(plan.preset, variant, plan.learning_rate)
         saved_at = time.perf_counter()
         bounds = np.cumsum([0, *split_rounds(plan.rounds, plan.segments)])
-        progress.update(task, completed=rounds, told="compiling")
+        progress.update(task, completed=rounds, told="")
         for start, end in zip(bounds[:-1], bounds[1:], strict=True):
             if end <= rounds:
                 continue

@@ -10,8 +10,8 @@ import optax
 
 import cedarjax as cj
 from cedarjax.core import ClientData, FederatedDataset
+from experiments.seeds import OverSeeds
 from experiments.setting import Setting
-from experiments.training import map_seeds
 
 OPTIMISERS = {"adam": optax.adam, "sgd": optax.sgd}
 RATES = {"adam": (1e-3, 3e-3, 1e-2), "sgd": (0.03, 0.1, 0.3)}
@@ -74,7 +74,9 @@ class Evaluator:
         return cj.metrics.moments(outputs[:, 0], data.examples["y"], query)
 
     @functools.cache  # noqa: B019 - one evaluator a program
-    def _program(self, optimiser: str, num_steps: int, max_support: int, eval_steps: tuple[int, ...] | None) -> Any:
+    def _program(
+        self, optimiser: str, num_steps: int, max_support: int, eval_steps: tuple[int, ...] | None
+    ) -> OverSeeds:
         def one_seed(one: tuple[Any, FederatedDataset, jax.Array], learning_rate: jax.Array) -> Any:
             params, dataset, key = one
             tx = OPTIMISERS[optimiser](learning_rate)
@@ -92,11 +94,31 @@ class Evaluator:
             pooled = jax.vmap(lambda c: c.pool().summarise(), in_axes=1)(counts)
             return pooled, jax.vmap(jax.vmap(lambda c: c.summarise()))(counts)
 
-        @jax.jit
-        def program(params: Any, dataset: FederatedDataset, keys: jax.Array, learning_rate: jax.Array) -> Any:
-            return map_seeds(lambda one: one_seed(one, learning_rate), (params, dataset, keys))
+        return OverSeeds(one_seed, self.setting.num_seeds)
 
-        return program
+    def _prepared(
+        self, dataset: FederatedDataset, adaptation: Adaptation, num_steps: int, eval_steps: tuple[int, ...] | None
+    ) -> tuple[OverSeeds, jax.Array]:
+        program = self._program(adaptation.optimiser, num_steps, int(dataset.num_support.max()), eval_steps)
+        return program, jnp.float32(adaptation.learning_rate)
+
+    def compile(
+        self,
+        dataset: FederatedDataset,
+        adaptation: Adaptation,
+        num_steps: int,
+        eval_steps: tuple[int, ...] | None = None,
+    ) -> None:
+        """Compiles what `curve` will run with these arguments.
+
+        Args:
+          dataset: as in `curve`.
+          adaptation: as in `curve`; only the optimiser counts.
+          num_steps: as in `curve`.
+          eval_steps: as in `curve`.
+        """
+        program, rate = self._prepared(dataset, adaptation, num_steps, eval_steps)
+        program.compile((self.setting.params, dataset, self.setting.keys), rate)
 
     def curve(
         self,
@@ -118,9 +140,8 @@ class Evaluator:
         Returns:
           The scores, in place of `steps + 1` so many as there are `eval_steps`.
         """
-        program = self._program(adaptation.optimiser, num_steps, int(dataset.num_support.max()), eval_steps)
-        rate = jnp.float32(adaptation.learning_rate)
-        pooled, single = jax.device_get(program(params, dataset, self.setting.keys, rate))
+        program, rate = self._prepared(dataset, adaptation, num_steps, eval_steps)
+        pooled, single = jax.device_get(program((params, dataset, self.setting.keys), rate))
         return Curve(pooled._asdict(), getattr(single, metric_name(self.setting)))
 
     def choose(self, params: Any, num_steps: int, extra: tuple[Adaptation, ...] = ()) -> tuple[Adaptation, float]:
@@ -138,7 +159,7 @@ class Evaluator:
           The best candidate, the same for all seeds, and its score.
         """
         name = metric_name(self.setting)
-        told = tuple(sorted({min(1, num_steps), min(5, num_steps), num_steps}))
+        told = chosen_steps(num_steps)
         grid = [Adaptation(optimiser, rate) for optimiser, rates in RATES.items() for rate in rates]
         scored = []
         for candidate in dict.fromkeys([*grid, *extra]):
@@ -146,3 +167,15 @@ class Evaluator:
             scored.append((float(np.nan_to_num(curve.pooled[name], nan=-1e9).mean()), candidate))
         score, best = max(scored, key=lambda pair: pair[0])
         return best, score
+
+
+def chosen_steps(num_steps: int) -> tuple[int, ...]:
+    """Adaptation steps that count when an optimiser is chosen.
+
+    Args:
+      num_steps: the last one.
+
+    Returns:
+      1, 5 and the last, as far as they are there.
+    """
+    return tuple(sorted({min(1, num_steps), min(5, num_steps), num_steps}))

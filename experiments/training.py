@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import optax
 
 import cedarjax as cj
 from cedarjax.core import FederatedDataset, RunState
+from experiments.seeds import OverSeeds
 from experiments.setting import Preset, Setting
 from experiments.variants import Variant
 
@@ -187,23 +188,6 @@ def make_algorithm(
     return cj.federated_round(local, optax.chain(attack, rule, server), map_fn)
 
 
-def map_seeds(fun: Callable[[Any], Any], args: Any) -> Any:
-    """Runs a function for every seed: seeds share out the devices, and are mapped one after another on a CPU.
-
-    Args:
-      fun: function of one seed's arguments.
-      args: tree with the seeds on axis 0.
-
-    Returns:
-      The results, stacked.
-    """
-    seeds = jax.tree.leaves(args)[0].shape[0]
-    devices = jax.devices()[:seeds]
-    mesh = jax.make_mesh((len(devices),), ("seeds",), devices=devices) if len(devices) > 1 else None
-    chunk_size = 1 if jax.default_backend() == "cpu" else None
-    return cj.cohort_map(chunk_size, mesh)(lambda _, one: fun(one), (), args)
-
-
 class Trainer:
     """Runs a variant segment by segment; the program is compiled once.
 
@@ -237,26 +221,34 @@ class Trainer:
 
         return jax.jit(jax.vmap(init))(self.setting.params, self.setting.stimuli)
 
-    @functools.cached_property
-    def _program(self) -> Callable[..., Any]:
-        def one_seed(args: tuple, num_rounds: int) -> tuple[RunState, Any]:
-            state, train, stimuli, byzantine, key = args
-            state, history, _ = cj.run_rounds(
-                self._algorithm(stimuli),
-                train,
-                state,
-                key,
-                num_rounds=num_rounds,
-                num_clients=self.cohort,
-                byzantine=byzantine,
-            )
-            return state, summarise_history(history, byzantine, self.variant, self.setting)
+    def _one_seed(self, args: tuple, num_rounds: int) -> tuple[RunState, Any]:
+        state, train, stimuli, byzantine, key = args
+        state, history, _ = cj.run_rounds(
+            self._algorithm(stimuli),
+            train,
+            state,
+            key,
+            num_rounds=num_rounds,
+            num_clients=self.cohort,
+            byzantine=byzantine,
+        )
+        return state, summarise_history(history, byzantine, self.variant, self.setting)
 
-        @functools.partial(jax.jit, static_argnums=5)
-        def program(state, train, stimuli, byzantine, keys, num_rounds):
-            return map_seeds(lambda args: one_seed(args, num_rounds), (state, train, stimuli, byzantine, keys))
+    @functools.cache  # noqa: B019 - a trainer lives as long as its run
+    def _program(self, num_rounds: int) -> OverSeeds:
+        return OverSeeds(lambda one, _: self._one_seed(one, num_rounds), self.setting.num_seeds)
 
-        return program
+    def _arguments(self, state: RunState) -> tuple:
+        return state, self.train, self.setting.stimuli, self.byzantine, self.setting.keys
+
+    def compile(self, state: RunState, num_rounds: int) -> None:
+        """Compiles a segment without running it.
+
+        Args:
+          state: from `init`.
+          num_rounds: length of the segment.
+        """
+        self._program(num_rounds).compile(self._arguments(state))
 
     def segment(self, state: RunState, num_rounds: int) -> tuple[RunState, Segment]:
         """Runs some rounds.
@@ -269,7 +261,7 @@ class Trainer:
           The next state and what happened.
         """
         setting = self.setting
-        state, told = self._program(state, self.train, setting.stimuli, self.byzantine, setting.keys, num_rounds)
+        state, told = self._program(num_rounds)(self._arguments(state))
         told = {name: np.swapaxes(np.asarray(value), 0, 1) for name, value in told.items()}
         params_bytes = sum(x[0].nbytes for x in jax.tree.leaves(setting.params))
         full = np.full(told["loss"].shape, self.cohort * params_bytes, np.int64)

@@ -24,6 +24,7 @@ from cedarjax import nn
 NUM_EXAMPLES, NUM_STIMULI, NUM_FEATURES, NUM_CLASSES = 20, 20, 784, 10
 ROUND = "whole round"
 STEPS, STEPS_MEAN, FILTER_MEAN, SCREENING = "local steps", "steps, mean", "steps, filter, mean", "steps, screening"
+SCANNED, NUM_SCANNED = "ten rounds in a scan", 10
 
 
 class Layout(NamedTuple):
@@ -127,16 +128,30 @@ def clients_only(local: cj.LocalUpdate, layout: Layout) -> Callable[..., Any]:
     return step
 
 
+def scanned(algorithm: cj.FederatedAlgorithm) -> Callable[..., Any]:
+    """Rounds as `run_rounds` does them, in one program: it allocates its buffers once for all of them."""
+
+    def steps(state: cj.core.ServerState, cohort: cj.Cohort, key: jax.Array) -> Any:
+        def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], None]:
+            state, clients = carry
+            state, clients, _ = algorithm.step(state, cohort._replace(state=clients), key)
+            return (state, clients), None
+
+        return jax.lax.scan(step, (state, cohort.state), jax.random.split(key, NUM_SCANNED))[0]
+
+    return steps
+
+
 def one_case(part: str, layout: Layout, num_clients: int) -> Case:
     """The program of one part in one layout."""
     case = problem(num_clients)
-    local = filtered_steps(case) if part in (ROUND, FILTER_MEAN) else local_steps(case)
-    rule = screening(case, layout) if part in (ROUND, SCREENING) else cj.robust.mean()
+    local = filtered_steps(case) if part in (ROUND, SCANNED, FILTER_MEAN) else local_steps(case)
+    rule = screening(case, layout) if part in (ROUND, SCANNED, SCREENING) else cj.robust.mean()
     algorithm = cj.federated_round(local, optax.chain(rule, optax.sgd(1.0)), layout.map_fn)
-    fun = clients_only(local, layout) if part == STEPS else algorithm.step
+    fun = {STEPS: clients_only(local, layout), SCANNED: scanned(algorithm)}.get(part, algorithm.step)
     state = layout.place(algorithm.init(case.params))
     args = (state, layout.place(cohort(case, local), num_clients), jax.random.key(1))
-    return Case(layout.name, part, fun, args, num_clients)
+    return Case(layout.name, part, fun, args, num_clients * (NUM_SCANNED if part == SCANNED else 1))
 
 
 def by_layout(num_clients: int) -> list[Case]:
@@ -147,7 +162,7 @@ def by_layout(num_clients: int) -> list[Case]:
 def by_part(num_clients: int, name: str) -> list[Case]:
     """The round built up, in the layout of that name."""
     layout = {layout.name: layout for layout in layouts()}[name]
-    return [one_case(part, layout, num_clients) for part in (STEPS, STEPS_MEAN, FILTER_MEAN, SCREENING, ROUND)]
+    return [one_case(part, layout, num_clients) for part in (STEPS, STEPS_MEAN, FILTER_MEAN, SCREENING, ROUND, SCANNED)]
 
 
 WORKLOAD = Workload(

@@ -110,12 +110,14 @@ def test_cedar_is_the_round_that_it_claims_to_be():
     by_layout = cedar.by_layout(3)
     names = [case.layout for case in by_layout]
     assert {"loop", "vmap", "chunks of 4", f"mesh of {len(jax.devices())}, loop"} <= set(names)
-    by_part = cedar.by_part(3, "loop")
-    assert by_part[-1].part == by_layout[0].part == "whole round"
-    state, client_state, info = jax.eval_shape(by_part[-1].fun, *by_part[-1].args)
-    assert jax.tree.structure(state) == jax.tree.structure(by_part[-1].args[0])
+    parts = {case.part: case for case in cedar.by_part(3, "loop")}
+    assert list(parts)[-2:] == [by_layout[0].part, "ten rounds in a scan"]
+    case = parts["whole round"]
+    state, client_state, info = jax.eval_shape(case.fun, *case.args)
+    assert jax.tree.structure(state) == jax.tree.structure(case.args[0])
     assert client_state.scores.shape == info.local.mask.shape == (3, 4)
     assert info.server[0].dropped.shape == (3,)
-    assert by_part[-1].args[1].state.started.all()  # so that a layer is left out
-    for case in by_part[:-1]:
+    assert case.args[1].state.started.all()  # so that a layer is left out
+    for case in parts.values():
         jax.eval_shape(case.fun, *case.args)
+        assert case.units == (30 if "scan" in case.part else 3)

@@ -15,8 +15,9 @@ import pytest
 from experiments import checkpoints, files
 from experiments.cedar import Config, load_federation, make_plan
 from experiments.comparison import Comparison, slug, told_steps
+from experiments.seeds import OverSeeds
 from experiments.setting import make_setting, stack_datasets
-from experiments.training import Trainer, map_seeds, split_rounds
+from experiments.training import Trainer, split_rounds
 from experiments.variants import SUITES, Variant
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -101,7 +102,9 @@ def test_detection_is_counted(small_setting):
 
 def test_seeds_over_devices_are_seeds_in_a_loop():
     values = np.arange(5, dtype=np.float32)
-    np.testing.assert_array_equal(map_seeds(lambda x: x * x, values), values**2)
+    program = OverSeeds(lambda x, shared: x * x + shared, 5)
+    np.testing.assert_array_equal(program(values, np.float32(1)), values**2 + 1)
+    np.testing.assert_array_equal(program(program(values, np.float32(1)), np.float32(0)), (values**2 + 1) ** 2)
 
 
 def test_stacked_federations_keep_their_rows(small_setting):

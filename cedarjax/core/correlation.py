@@ -15,7 +15,9 @@ def _offsets(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = 0.5 * x - 0.5 * x[0]
     largest = jnp.abs(x).max()
     constant = largest < jnp.finfo(x.dtype).tiny
-    x = x / jnp.where(constant, jnp.ones_like(largest), largest)
+    # Two divisions by the root: XLA may multiply by a reciprocal, and that of the largest numbers is flushed to 0.
+    root = jnp.sqrt(jnp.where(constant, jnp.ones_like(largest), largest))
+    x = x / root / root
     return x - x.mean(), constant
 
 

@@ -72,8 +72,8 @@ def _suite_demo() -> tuple[Variant, ...]:
         Variant("MAML, second order", "maml"),
         Variant("Cedar", "cedar"),
         Variant("Cedar, 75 % budget", "cedar", budget=0.75),
-        Variant("Cedar, 20 % poisoned, mean", "cedar", budget=0.75, attack="sign_flip"),
-        Variant("Cedar, 20 % poisoned, screened", "cedar", budget=0.75, server="screening", attack="sign_flip"),
+        Variant("20 % poisoned, mean", "cedar", budget=0.75, attack="sign_flip"),
+        Variant("20 % poisoned, screen", "cedar", budget=0.75, server="screening", attack="sign_flip"),
         Variant("from scratch", "scratch"),
     )
 

@@ -99,3 +99,8 @@ def test_relative_change_rejects_bad_input():
         relative_change(jnp.ones(2), jnp.ones(3))
     with pytest.raises(ValueError, match="eps must be at least 0, got -1"):
         relative_change(jnp.ones(2), jnp.ones(2), eps=-1)
+
+
+def test_the_largest_numbers_are_no_constants():
+    largest = np.array([np.finfo(np.float32).max / 2, 0, 0, 0], np.float32)
+    np.testing.assert_allclose(rcs(np.array([0, 1, 1, 1], np.float32), largest), 1.0, rtol=1e-6)

@@ -11,7 +11,7 @@ described = jax.jit(fairness, static_argnames="higher_is_better")
 
 
 def oracle(values, higher_is_better):
-    values = np.sort(np.float64(values))
+    values = np.sort(np.asarray(values, np.float64))
     worst = values[: int(np.ceil(len(values) / 10))] if higher_is_better else values[-int(np.ceil(len(values) / 10)) :]
     return values.mean(), values.std(), worst.mean(), values[0], np.median(values), values[-1], len(values)
 

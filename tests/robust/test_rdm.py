@@ -42,7 +42,7 @@ def test_rdm_formula(scale, transform):
 
 
 def test_rdm_keeps_the_digits_of_nearly_equal_rows():
-    # Rows differ by 5e-4, so rounding the unit vectors to float32 costs 3e-4 of their distance; 1 - cos would lose half.
+    # Rows differ by 5e-4: rounding the unit vectors to float32 costs 3e-4 of their distance. 1 - cos loses half.
     logits = np.array([[0.0, 0.0, 0.0], [1e-3, 0.0, 0.0], [0.0, 2e-3, 0.0]], np.float32)
     np.testing.assert_allclose(rdm(logits), numpy_rdm(logits), rtol=1e-3, atol=1e-15)
 

@@ -11,10 +11,11 @@ Reference: You et al., `A framework reforming personalized Internet of Things by
 
 `compat=True` reproduces the published arithmetic, except that the honest cluster is the one that is kept.
 
-Screening is no general defence. It sees what a client's model says about the stimuli and nothing else: a sign flip of
-factor 1, Gaussian noise and ALIE score as *more* similar than honest clients and pass. Compose it with a rule on
-distances, and choose `min_gap` by the share of honest clients that may be lost: with nobody malicious, 34 wearers of a
-smartwatch lost 0.2 at a gap of 0.1, 0.1 at 0.3 and nobody at 0.5.
+Screening is no general defence. It sees what a client's model says about the stimuli and nothing else: clients that
+flip the sign of their update with factor 1, send Gaussian noise or flip labels are dropped hardly more often than
+honest ones. Compose it with a rule on distances, and choose `min_gap` by the share of honest clients that may be lost:
+with nobody malicious, 34 wearers of a smartwatch lost 9 % of their uploads at a gap of 0.3 and none at 0.5
+(docs/results.md).
 """
 
 from collections.abc import Callable

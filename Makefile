@@ -12,7 +12,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(READY) ## Cedar and its baselines on the digits, under 90 seconds
+demo: $(READY) ## Cedar and its baselines on the digits, about a minute
 	$(PY) -m experiments.demo
 
 test: $(READY) ## tests and doctests, without the slow ones

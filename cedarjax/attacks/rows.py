@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cedarjax.core.lowrank import dense
 from cedarjax.core.trees import num_clients
 from cedarjax.core.types import Aggregator, PyTree
 
@@ -76,6 +77,7 @@ def overwrite_byzantine(poison: Callable[[PyTree, jax.Array | None], PyTree]) ->
         **extra_args: PyTree,
     ) -> tuple[PyTree, optax.EmptyState]:
         del params, extra_args
+        updates = dense(updates)
         flags = check_byzantine(byzantine, num_clients(updates))
         poisoned = jax.tree.map(lambda x, y: overwrite_rows(flags, x, y), updates, poison(updates, key))
         return poisoned, state

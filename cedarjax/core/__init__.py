@@ -14,6 +14,10 @@ from cedarjax.core.dataset import FederatedDataset as FederatedDataset
 from cedarjax.core.dataset import pad_cohort as pad_cohort
 from cedarjax.core.dataset import sample_cohort as sample_cohort
 from cedarjax.core.dataset import take_clients as take_clients
+from cedarjax.core.lowrank import LowRank as LowRank
+from cedarjax.core.lowrank import Representation as Representation
+from cedarjax.core.lowrank import dense as dense
+from cedarjax.core.lowrank import represented as represented
 from cedarjax.core.names import layer_bytes as layer_bytes
 from cedarjax.core.names import layer_leaves as layer_leaves
 from cedarjax.core.names import layer_mask as layer_mask
@@ -58,9 +62,11 @@ __all__ = [
     "History",
     "LocalUpdate",
     "LossFn",
+    "LowRank",
     "MapFn",
     "Params",
     "PyTree",
+    "Representation",
     "RoundInfo",
     "RunState",
     "ServerState",
@@ -70,6 +76,7 @@ __all__ = [
     "batch_indices",
     "check_positive",
     "cohort_map",
+    "dense",
     "displacement",
     "federated_round",
     "finite_rows",
@@ -87,6 +94,7 @@ __all__ = [
     "optimiser_step",
     "pad_cohort",
     "pearson",
+    "represented",
     "run_rounds",
     "sample_cohort",
     "shuffled_epochs",

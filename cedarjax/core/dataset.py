@@ -208,6 +208,8 @@ def pad_cohort(cohort: Cohort, num_clients: int) -> Cohort:
         if leaf.shape[:1] != (size,):
             name = jax.tree_util.keystr(path)
             raise ValueError(f"cohort{name} must have C = {size} rows like its weights, got shape {leaf.shape}.")
+    if num_clients == size:
+        return cohort  # a gather of all rows would be a copy
     rows = jnp.arange(num_clients, dtype=jnp.int32)
     padded = jax.tree.map(lambda leaf: leaf[rows % size], cohort)
     real = rows < size

@@ -71,9 +71,9 @@ def streamed_round(
             finite = finite_rows(upload.delta)
             weights = jnp.where(finite, part.weights, jnp.zeros_like(part.weights))
             per_leaf = upload_weights(weights, upload.mask)
-            if upload.mask is None:
-                per_leaf = jax.tree.map(lambda _: weights, upload.delta)
             sums, masses, bad = totals
+            if upload.mask is None:
+                per_leaf = jax.tree.map(lambda _: weights, masses)
             # Widened before the sum: a chunk's total need not fit the dtype of the parameters.
             delta = jax.tree.map(lambda a, x: x.astype(a.dtype), sums, upload.delta)
             sums = jax.tree.map(jnp.add, sums, weighted_sum(per_leaf, delta))

@@ -1,13 +1,15 @@
 """Reductions over the client axis: the two primitives `gram` and `weighted_sum`, and what follows from them.
 
-Every function takes a tree whose leaves are `[C, ...]` and never flattens it. Sums over clients are written as matrix
-products, which XLA runs at the speed of the hardware on every backend (a plain `sum(axis=0)` is about 100 times slower
-on CPU), and are accumulated in at least float32 at `Precision.HIGHEST`.
+Every function takes a tree whose leaves are `[C, ...]`, arrays or `LowRank`, and never flattens it. Sums over clients
+are written as matrix products, which XLA runs at the speed of the hardware on every backend (a plain `sum(axis=0)` is
+about 100 times slower on CPU), and are accumulated in at least float32 at `Precision.HIGHEST`.
 """
 
 import jax
 import jax.numpy as jnp
 
+from cedarjax.core.lowrank import reduce
+from cedarjax.core.lowrank.node import LowRank, is_low_rank, keep
 from cedarjax.core.names import leaf_names
 from cedarjax.core.types import PyTree
 
@@ -15,7 +17,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 _BLOCK = 2**18  # numbers that are masked at once: they stay in the cache of a CPU
 
 
-def accumulator(*arrays: jax.Array) -> jnp.dtype:
+def accumulator(*arrays: jax.Array | LowRank) -> jnp.dtype:
     """Dtype in which sums run: float32, or the widest of the arrays' where that is wider.
 
     Unlike `jnp.promote_types` it is defined under strict dtype promotion.
@@ -39,12 +41,18 @@ def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
+def _leaves(updates: PyTree) -> list[jax.Array | LowRank]:
+    leaves = jax.tree.leaves(updates, is_leaf=is_low_rank)
+    return [leaf.checked() if is_low_rank(leaf) else leaf for leaf in leaves]
+
+
 def _per_leaf(values: PyTree, updates: PyTree) -> PyTree:
     """One `[C]` vector for each leaf: `values` itself, or the same vector everywhere."""
-    if jax.tree.structure(values) == jax.tree.structure(updates):
+    structure = jax.tree.structure(updates, is_leaf=is_low_rank)
+    if jax.tree.structure(values) == structure:
         return values
     if jax.tree.structure(values) == jax.tree.structure(0):
-        return jax.tree.map(lambda _: values, updates)
+        return jax.tree.unflatten(structure, [values] * structure.num_leaves)
     raise ValueError(
         f"weights must be one [C] vector or a tree of [C] vectors shaped like the updates, got the structure "
         f"{jax.tree.structure(values)} for updates of the structure {jax.tree.structure(updates)}."
@@ -96,11 +104,13 @@ def gram(updates: PyTree) -> jax.Array:
     """
     num_clients(updates)
 
-    def products(x: jax.Array) -> jax.Array:
+    def products(x: jax.Array | LowRank) -> jax.Array:
+        if isinstance(x, LowRank):
+            return reduce.products(x, accumulator(x))
         rows = _rows(x)
         return jnp.matmul(rows, rows.T, precision=_HIGHEST, preferred_element_type=accumulator(x))
 
-    return _sum_leaves([products(x) for x in jax.tree.leaves(updates)])
+    return _sum_leaves([products(x) for x in _leaves(updates)])
 
 
 def _sum_leaves(terms: list[jax.Array]) -> jax.Array:
@@ -126,7 +136,13 @@ def sq_norms(updates: PyTree) -> jax.Array:
       Array([25.,  1.], dtype=float32)
     """
     num_clients(updates)
-    return _sum_leaves([jnp.square(_rows(x).astype(accumulator(x))).sum(axis=1) for x in jax.tree.leaves(updates)])
+
+    def squares(x: jax.Array | LowRank) -> jax.Array:
+        if isinstance(x, LowRank):
+            return reduce.sq_norms(x, accumulator(x))
+        return jnp.square(_rows(x).astype(accumulator(x))).sum(axis=1)
+
+    return _sum_leaves([squares(x) for x in _leaves(updates)])
 
 
 def finite_rows(updates: PyTree) -> jax.Array:
@@ -151,7 +167,8 @@ def finite_rows(updates: PyTree) -> jax.Array:
         rows = _rows(x)
         return jnp.isfinite(jnp.matmul(rows, jnp.zeros(rows.shape[1], x.dtype), precision=_HIGHEST))
 
-    return jnp.stack([finite(x) for x in jax.tree.leaves(updates)]).all(axis=0)
+    arrays = [x for x in jax.tree.leaves(updates) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([finite(x) for x in arrays]).all(axis=0)
 
 
 def weighted_sum(coefficients: PyTree, updates: PyTree) -> PyTree:
@@ -182,12 +199,16 @@ def weighted_sum(coefficients: PyTree, updates: PyTree) -> PyTree:
         if leaf.shape != (count,):
             raise ValueError(f"coefficients must be [C] with C = {count}, got the shape {leaf.shape}.")
 
-    def combine(c: jax.Array, x: jax.Array) -> jax.Array:
+    def combine(c: jax.Array, x: jax.Array | LowRank) -> jax.Array:
         dtype = accumulator(x)
+        if isinstance(x, LowRank):
+            return reduce.combination(c, x, dtype).astype(x.dtype)
         total = jnp.tensordot(c.astype(dtype), x, axes=1, precision=_HIGHEST, preferred_element_type=dtype)
         return total.astype(x.dtype)
 
-    def combine_present(c: jax.Array, x: jax.Array) -> jax.Array:
+    def combine_present(c: jax.Array, x: jax.Array | LowRank) -> jax.Array:
+        if isinstance(x, LowRank):
+            return combine(c, keep(c != 0, x))
         rows = _rows(x)
         length = rows.shape[1]
         width = min(length, max(64, _BLOCK // count))
@@ -205,9 +226,11 @@ def weighted_sum(coefficients: PyTree, updates: PyTree) -> PyTree:
         num_blocks = -(-length // width)
         return jax.lax.fori_loop(0, num_blocks, add_block, jnp.zeros(length, x.dtype)).reshape(x.shape[1:])
 
-    plain = jax.tree.map(combine, per_leaf, updates)
-    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(plain)]).all()
-    return jax.lax.cond(finite, lambda: plain, lambda: jax.tree.map(combine_present, per_leaf, updates))
+    pairs = list(zip(jax.tree.leaves(per_leaf), _leaves(updates), strict=True))
+    plain = [combine(c, x) for c, x in pairs]
+    finite = jnp.stack([jnp.isfinite(x).all() for x in plain]).all()
+    sums = jax.lax.cond(finite, lambda: plain, lambda: [combine_present(c, x) for c, x in pairs])
+    return jax.tree.unflatten(jax.tree.structure(updates, is_leaf=is_low_rank), sums)
 
 
 def weighted_mean(updates: PyTree, weights: PyTree) -> PyTree:

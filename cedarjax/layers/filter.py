@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from cedarjax.core.batches import mean_loss
+from cedarjax.core.lowrank import dense, keep
 from cedarjax.core.names import layer_bytes, layer_leaves, layer_mask
 from cedarjax.core.types import LocalUpdate, LossFn, Params, PyTree, Upload
 from cedarjax.layers.importance import cosine_change, fisher, taylor, update_norm
@@ -300,7 +301,8 @@ def upload_filter(
         names, sizes, num_stimuli = judge(shared)
         upload, client_state, local_info = local_update.update(shared, state.client_state, data, key)
         filter_key = jax.random.fold_in(key, _FILTER_STREAM)
-        scores, importance = scores_and_importance(shared, upload.delta, state, data, filter_key, names, num_stimuli)
+        delta = dense(upload.delta)
+        scores, importance = scores_and_importance(shared, delta, state, data, filter_key, names, num_stimuli)
 
         credit = state.credit
         if max_bytes is None:
@@ -316,14 +318,14 @@ def upload_filter(
         mask = layer_mask(shared, {name: chosen[i] for i, name in enumerate(names)})
         if upload.mask is not None:
             mask = jax.tree.map(lambda ours, theirs: ours * theirs.astype(ours.dtype), mask, upload.mask)
-        delta = jax.tree.map(lambda m, d: jnp.where(m > 0, d, jnp.zeros((), d.dtype)), mask, upload.delta)
+        uploaded = jax.tree.map(lambda m, d: keep(m > 0, d), mask, upload.delta)
         next_state = FilterState(
             client_state=client_state,
             scores=scores,
             age=jnp.where(chosen > 0, 0, state.age + 1),
             credit=credit,
             started=jnp.ones((), bool),
-            previous=previous_update(upload.delta, names),
+            previous=previous_update(delta, names),
         )
         info = FilterInfo(
             local=local_info,
@@ -332,6 +334,6 @@ def upload_filter(
             uploaded_bytes=payload_bytes(mask, shared, num_layers=len(names)),
             full_bytes=payload_bytes(None, shared),
         )
-        return Upload(delta, mask), next_state, info
+        return Upload(uploaded, mask), next_state, info
 
     return LocalUpdate(init, update)

@@ -18,10 +18,12 @@ from cedarjax.core import (
     LossFn,
     Params,
     PyTree,
+    Representation,
     Upload,
     check_positive,
     displacement,
     num_batches,
+    represented,
     shuffled_epochs,
     train,
 )
@@ -36,6 +38,9 @@ class LocalInfo(NamedTuple):
     """Mean of the batch losses, each taken before its step."""
     num_steps: jax.Array
     """int32, optimiser steps done."""
+    rank: PyTree = ()
+    """int32 a parameter: rank of its update where that is held by factors, 0 where it is dense; `()` if all are dense
+    because `representation` says so."""
 
 
 def sgd(
@@ -45,6 +50,7 @@ def sgd(
     batch_size: int,
     num_epochs: int = 1,
     num_steps_fn: NumStepsFn | None = None,
+    representation: Representation = "dense",
 ) -> LocalUpdate:
     """Local epochs over shuffled batches.
 
@@ -59,12 +65,16 @@ def sgd(
       num_epochs: passes over the client's examples.
       num_steps_fn: `(data, key) -> int32`: how many of its steps this client manages this round (a straggler fewer,
         never more); default: all of them.
+      representation: `"dense"`; `"lowrank"` to hold every matrix that enters through products by its exact factors,
+        for optimisers that are linear in the gradients (SGD, momentum, weight decay); or `"auto"`, which does so where
+        the factors have fewer numbers. See `core.lowrank`.
 
     Returns:
       A `LocalUpdate` over `ClientData` without client state, info `LocalInfo`.
 
     Raises:
-      ValueError: if `batch_size` or `num_epochs` is not positive.
+      ValueError: if `batch_size` or `num_epochs` is not positive, the representation unknown, or `"lowrank"` with an
+        optimiser that is not linear.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -75,7 +85,15 @@ def sgd(
       >>> print(upload.delta, info.num_steps)
       -1.0 1
     """
-    return prox(0.0, loss_fn, tx, batch_size=batch_size, num_epochs=num_epochs, num_steps_fn=num_steps_fn)
+    return prox(
+        0.0,
+        loss_fn,
+        tx,
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        num_steps_fn=num_steps_fn,
+        representation=representation,
+    )
 
 
 def prox(
@@ -86,6 +104,7 @@ def prox(
     batch_size: int,
     num_epochs: int = 1,
     num_steps_fn: NumStepsFn | None = None,
+    representation: Representation = "dense",
 ) -> LocalUpdate:
     """Local epochs on `loss(theta) + mu / 2 * ||theta - shared||^2`, a pull towards the broadcast parameters.
 
@@ -96,12 +115,13 @@ def prox(
       batch_size: examples per batch.
       num_epochs: passes over the client's examples.
       num_steps_fn: as in `sgd`; FedProx's stragglers.
+      representation: as in `sgd`.
 
     Returns:
       A `LocalUpdate` over `ClientData` without client state, info `LocalInfo` (its loss is without the proximal term).
 
     Raises:
-      ValueError: if `mu` is negative, or `batch_size` or `num_epochs` is not positive.
+      ValueError: if `mu` is negative, and as in `sgd`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -144,4 +164,8 @@ def prox(
         )
         return Upload(displacement(shared, params)), client_state, LocalInfo(loss, jnp.asarray(num_steps, jnp.int32))
 
-    return LocalUpdate(lambda params: (), update)
+    def num_rows(data: ClientData) -> int:
+        length = jax.tree.leaves(data.examples)[0].shape[0]
+        return batch_size * num_batches(length, batch_size, num_epochs)
+
+    return LocalUpdate(lambda params: (), represented(update, representation, tx, num_rows=num_rows))

@@ -20,6 +20,7 @@ from cedarjax.core import (
     LossFn,
     Params,
     PyTree,
+    Representation,
     Upload,
     batch_indices,
     check_positive,
@@ -27,6 +28,7 @@ from cedarjax.core import (
     masked_scan,
     num_batches,
     optimiser_step,
+    represented,
     shuffled_epochs,
     take_rows,
 )
@@ -39,6 +41,9 @@ class CedarLocalInfo(NamedTuple):
     """Mean of the query losses, each taken after the support step and before the query step."""
     num_steps: jax.Array
     """int32, pairs of steps done; 0 for a client without support or without query examples."""
+    rank: PyTree = ()
+    """int32 a parameter: rank of its update where that is held by factors, 0 where it is dense; `()` if all are dense
+    because `representation` says so."""
 
 
 def cedar(
@@ -48,6 +53,7 @@ def cedar(
     *,
     batch_size: int = 10,
     num_epochs: int = 1,
+    representation: Representation = "dense",
 ) -> LocalUpdate:
     """Alternating steps of two optimisers over the same parameters, one on support and one on query batches.
 
@@ -64,13 +70,17 @@ def cedar(
       outer_tx: optax optimiser of the query steps.
       batch_size: examples in each of the two batches.
       num_epochs: passes over the smaller of the two sets.
+      representation: `"dense"`; `"lowrank"` to hold every matrix that enters through products by its exact factors,
+        for optimisers that are linear in the gradients (SGD, momentum, weight decay); or `"auto"`, which does so where
+        the factors have fewer numbers. See `core.lowrank`.
 
     Returns:
       A `LocalUpdate` over `ClientData` without client state, info `CedarLocalInfo`. A client without support or without
       query examples changes nothing; `data.split_support_query` makes the two sets.
 
     Raises:
-      ValueError: if `batch_size` or `num_epochs` is not positive.
+      ValueError: if `batch_size` or `num_epochs` is not positive, the representation unknown, or `"lowrank"` with an
+        optimiser that is not linear.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -112,4 +122,9 @@ def cedar(
         (params, _, _), loss = masked_scan(pair, carry, num_pairs, num_batches(length // 2, batch_size, num_epochs))
         return Upload(displacement(shared, params)), client_state, CedarLocalInfo(loss, num_pairs)
 
-    return LocalUpdate(lambda params: (), update)
+    def num_rows(data: ClientData) -> int:
+        length = jax.tree.leaves(data.examples)[0].shape[0]
+        return 2 * batch_size * num_batches(length // 2, batch_size, num_epochs)
+
+    held = represented(update, representation, inner_tx, outer_tx, num_rows=num_rows)
+    return LocalUpdate(lambda params: (), held)

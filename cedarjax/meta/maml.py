@@ -21,10 +21,12 @@ from cedarjax.core import (
     LossFn,
     Params,
     PyTree,
+    Representation,
     Upload,
     batch_indices,
     check_positive,
     mean_loss,
+    represented,
     shuffled_epochs,
     take_rows,
 )
@@ -39,6 +41,9 @@ class MamlInfo(NamedTuple):
     """Query loss after the inner steps: the meta objective."""
     support_loss: jax.Array
     """Loss of the first inner step, before any adaptation."""
+    rank: PyTree = ()
+    """int32 a parameter: rank of its update where that is held by factors, 0 where it is dense; `()` if all are dense
+    because `representation` says so."""
 
 
 def maml(
@@ -50,6 +55,7 @@ def maml(
     remat: bool = True,
     batch_size: int | None = None,
     query_batch_size: int | None = None,
+    representation: Representation = "dense",
 ) -> LocalUpdate:
     """The exact gradient of the adapted loss with respect to the initialisation.
 
@@ -67,13 +73,17 @@ def maml(
         step. The default takes the exact mean over a ragged set by `core.mean_loss`, which asks for a loss that is a
         mean over examples.
       query_batch_size: query examples in the outer loss; default: all of them.
+      representation: `"dense"`; `"lowrank"` to hold every matrix that enters through products by its exact factors,
+        for optimisers that are linear in the gradients (SGD, momentum, weight decay); or `"auto"`, which does so where
+        the factors have fewer numbers. See `core.lowrank`.
 
     Returns:
       A `LocalUpdate` over `ClientData` without client state, info `MamlInfo`. Its delta is a gradient, so the server
       needs an optimiser with a learning rate. A client without support examples takes its inner steps with gradient 0.
 
     Raises:
-      ValueError: if a count is not positive.
+      ValueError: if a count is not positive, the representation unknown, or `"lowrank"` with an optimiser that is not
+        linear.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -135,4 +145,10 @@ def maml(
         (loss, first), delta = jax.value_and_grad(meta_loss, has_aux=True)(shared)
         return Upload(delta), client_state, MamlInfo(loss, first)
 
-    return LocalUpdate(lambda params: (), update)
+    def num_rows(data: ClientData) -> int:
+        length = jax.tree.leaves(data.examples)[0].shape[0]
+        support, query = (length if size is None else size for size in (batch_size, query_batch_size))
+        return (1 if first_order else num_steps) * support + query
+
+    held = represented(update, representation, inner_tx, num_rows=num_rows)
+    return LocalUpdate(lambda params: (), held)

@@ -16,9 +16,11 @@ from cedarjax.core import (
     LossFn,
     Params,
     PyTree,
+    Representation,
     Upload,
     check_positive,
     displacement,
+    represented,
     shuffled_epochs,
     train,
 )
@@ -29,9 +31,19 @@ class ReptileInfo(NamedTuple):
 
     loss: jax.Array
     """Mean of the batch losses, each taken before its step."""
+    rank: PyTree = ()
+    """int32 a parameter: rank of its update where that is held by factors, 0 where it is dense; `()` if all are dense
+    because `representation` says so."""
 
 
-def reptile(loss_fn: LossFn, inner_tx: optax.GradientTransformation, num_steps: int, *, batch_size: int) -> LocalUpdate:
+def reptile(
+    loss_fn: LossFn,
+    inner_tx: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    batch_size: int,
+    representation: Representation = "dense",
+) -> LocalUpdate:
     """The displacement of a fixed number of steps, `delta = theta - theta_m`.
 
     `theta_{t+1} = theta_t + inner_tx.update(grad loss(theta_t; batch_t))` over shuffled batches of all the client's
@@ -43,12 +55,16 @@ def reptile(loss_fn: LossFn, inner_tx: optax.GradientTransformation, num_steps: 
       inner_tx: optax optimiser, fresh each round.
       num_steps: steps `m`.
       batch_size: examples per step.
+      representation: `"dense"`; `"lowrank"` to hold every matrix that enters through products by its exact factors,
+        for optimisers that are linear in the gradients (SGD, momentum, weight decay); or `"auto"`, which does so where
+        the factors have fewer numbers. See `core.lowrank`.
 
     Returns:
       A `LocalUpdate` over `ClientData` without client state, info `ReptileInfo`.
 
     Raises:
-      ValueError: if `num_steps` or `batch_size` is not positive.
+      ValueError: if `num_steps` or `batch_size` is not positive, the representation unknown, or `"lowrank"` with an
+        optimiser that is not linear.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -82,4 +98,5 @@ def reptile(loss_fn: LossFn, inner_tx: optax.GradientTransformation, num_steps: 
         )
         return Upload(displacement(shared, params)), client_state, ReptileInfo(loss)
 
-    return LocalUpdate(lambda params: (), update)
+    held = represented(update, representation, inner_tx, num_rows=lambda data: num_steps * batch_size)
+    return LocalUpdate(lambda params: (), held)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from cedarjax.core.cohort import MapFn, cohort_map
+from cedarjax.core.lowrank import dense
 from cedarjax.core.names import layer_mask
 from cedarjax.core.trees import weighted_sum
 from cedarjax.core.types import Aggregator, Params, PyTree
@@ -221,7 +222,9 @@ def cedar(
         # The reference is handed in with what all clients share: on a mesh, a closed-over array has another placement.
         def one(shared: tuple[Params, jax.Array], delta: Params, weight: PyTree) -> jax.Array:
             received, reference = shared
-            model = jax.tree.map(lambda p, d, w: jnp.where(w > 0, p - d.astype(p.dtype), p), received, delta, weight)
+            model = jax.tree.map(
+                lambda p, d, w: jnp.where(w > 0, p - d.astype(p.dtype), p), received, dense(delta), weight
+            )
             return rdm_similarity(represent(model), reference, compat)
 
         return map_fn(one, (params, reference), updates, weights).astype(jnp.float32)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cedarjax.core.lowrank import is_low_rank
 from cedarjax.core.trees import finite_rows, num_clients
 from cedarjax.core.types import PyTree
 
@@ -40,7 +41,7 @@ def read_presence(updates: PyTree, weights: PyTree | None) -> Presence:
       {'a': Array([2., 0., 0.], dtype=float32)} [False  True False]
     """
     count = num_clients(updates)
-    structure = jax.tree.structure(updates)
+    structure = jax.tree.structure(updates, is_leaf=is_low_rank)
     if weights is None:
         weights = jnp.ones(count, jnp.float32)
     per_layer = jax.tree.structure(weights) == structure and not jax.tree_util.treedef_is_leaf(structure)
@@ -57,7 +58,7 @@ def read_presence(updates: PyTree, weights: PyTree | None) -> Presence:
 
     if per_layer:
         uploaded = [leaf > 0 for leaf in jax.tree.leaves(weights)]
-        finite = [finite_rows(leaf) for leaf in jax.tree.leaves(updates)]
+        finite = [finite_rows(leaf) for leaf in jax.tree.leaves(updates, is_leaf=is_low_rank)]
         sent = jnp.stack(uploaded).any(axis=0)
         bad = jnp.stack([u & ~f for u, f in zip(uploaded, finite, strict=True)]).any(axis=0)
     else:
@@ -65,5 +66,5 @@ def read_presence(updates: PyTree, weights: PyTree | None) -> Presence:
         bad = sent & ~finite_rows(updates)
     kept = jax.tree.map(lambda w: jnp.where(bad | ~(w > 0), jnp.zeros_like(w), w), weights)
     if not per_layer:
-        kept = jax.tree.map(lambda _: kept, updates)
+        kept = jax.tree.map(lambda _: kept, updates, is_leaf=is_low_rank)
     return Presence(kept, sent & ~bad, bad)

@@ -31,7 +31,7 @@ def test_steps_over_all_examples(count, batch_size, num_steps):
         losses.append(0.5 * np.mean(error**2))
         after = after - rate * x[rows].T @ error / batch_size
     np.testing.assert_allclose(upload.delta, w - after, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(info, np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(info.loss, np.mean(losses), rtol=1e-5)
     assert state == () and upload.mask is None
 
 

@@ -1,0 +1,303 @@
+"""Runs a traced function with low-rank matrices in the places of dense ones.
+
+The function is traced as it is, gradients, optimiser and all, and its primitives are run one by one. A product that
+sums over the rows of a batch, such as the gradient `x^T d` of a dense layer, is not formed: it becomes a `Matrix` that
+knows its factors. What is linear (a step of SGD, momentum, weight decay, a proximal term) keeps it one, and a product
+with activations, the next step's forward and backward pass, is taken through the factors. Any other primitive makes the
+matrix dense and goes on, so that the numbers are always those of the function, to rounding.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core as jex
+
+from cedarjax.core.lowrank.matrix import Choice, Matrix, Scalar
+
+
+class Splat(NamedTuple):
+    """A matrix of one number."""
+
+    value: Scalar
+    """The number."""
+    shape: tuple[int, ...]
+    """`(m, n)`."""
+    dtype: jnp.dtype
+    """Dtype of the matrix."""
+
+    def dense(self) -> jax.Array:
+        """The matrix itself."""
+        return jnp.full(self.shape, self.value, self.dtype)
+
+
+class Product(NamedTuple):
+    """Elementwise product of two matrices, of which only the sum is wanted."""
+
+    first: Matrix
+    """`[m, n]`."""
+    second: Matrix
+    """`[m, n]`."""
+
+    def dense(self) -> jax.Array:
+        """The product itself."""
+        return self.first.dense() * self.second.dense()
+
+
+class Stack(NamedTuple):
+    """What the steps of an unrolled scan gave, not stacked."""
+
+    values: list[Any]
+    """One a step."""
+
+    def dense(self) -> jax.Array:
+        """Stacked."""
+        return jnp.stack([dense(value) for value in self.values])
+
+
+Value: TypeAlias = Any
+"""An array, a literal of the jaxpr, or one of `Matrix`, `Splat`, `Product` and `Stack`."""
+SPECIAL = (Matrix, Splat, Product, Stack)
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+_IDENTITIES = (
+    "copy",
+    "stop_gradient",
+    "name",
+    "optimization_barrier",
+    "pvary",
+    "reduce_precision",
+    "sharding_constraint",
+)
+
+
+def dense(value: Value) -> Any:
+    """A value as an array or literal that every primitive takes."""
+    return value.dense() if isinstance(value, SPECIAL) else value
+
+
+def _scalar(value: Value) -> Scalar | None:
+    """The number that a value stands for, or None."""
+    if isinstance(value, Splat):
+        return value.value
+    if isinstance(value, SPECIAL):
+        return None
+    if isinstance(value, jax.Array):
+        return value if value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.inexact) else None
+    return float(value) if jnp.ndim(value) == 0 else None
+
+
+class Interpreter:
+    """Runs jaxprs on values of which some are matrices known by their parts.
+
+    Args:
+      shapes: shapes of the matrices that are wanted by their factors.
+    """
+
+    def __init__(self, shapes: Collection[tuple[int, ...]]):
+        self.shapes = {*shapes, *(shape[::-1] for shape in shapes)}
+        self.made_dense: list[str] = []
+        """Primitives that asked for a low-rank matrix itself, in order."""
+
+    def run(self, jaxpr: jex.Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
+        """Results of the jaxpr."""
+        values: dict[jex.Var, Value] = {}
+        values.update(zip(jaxpr.constvars, consts, strict=True))
+        values.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(atom: Any) -> Value:
+            return atom.val if isinstance(atom, jex.Literal) else values[atom]
+
+        for eqn in jaxpr.eqns:
+            results = self._apply(eqn, [read(atom) for atom in eqn.invars], jaxpr.debug_info)
+            values.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _apply(self, eqn: jex.JaxprEqn, operands: list[Value], debug_info: Any) -> list[Value]:
+        name = eqn.primitive.name
+        special = any(isinstance(operand, SPECIAL) for operand in operands)
+        if special or name in ("dot_general", "broadcast_in_dim"):
+            results = self._rule(name)(eqn, operands)
+            if results is not None:
+                return results
+        self.made_dense += [name for x in operands if isinstance(x, Matrix) and x.terms]
+        return _bind(eqn, [dense(operand) for operand in operands], debug_info)
+
+    def _rule(self, name: str) -> Callable[[jex.JaxprEqn, list[Value]], list[Value] | None]:
+        if name in _CALLS:
+            return self._call
+        if name in _IDENTITIES:
+            return lambda eqn, operands: operands
+        return getattr(self, f"_{name}", lambda eqn, operands: None)
+
+    # Calls and control flow: run the body.
+
+    def _call(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value]:
+        jaxpr = eqn.params[_CALLS[eqn.primitive.name]]
+        consts = getattr(jaxpr, "consts", ())
+        return self.run(getattr(jaxpr, "jaxpr", jaxpr), consts, operands)
+
+    def _cond(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value]:
+        index, *operands = operands
+        results, *others = (self.run(branch.jaxpr, branch.consts, operands) for branch in eqn.params["branches"])
+        for number, other in enumerate(others, start=1):
+            choice = Choice(index == number)
+            results = [_choose(choice, a, b) for a, b in zip(other, results, strict=True)]
+        return results
+
+    def _scan(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+        consts, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
+        stacked = operands[num_consts + num_carry :]
+        if not any(isinstance(value, Matrix) and not value.is_zero for value in carry):
+            if not any(isinstance(value, Stack) for value in stacked):
+                return None  # a loop over time that reads the weights: its products sum over all of it
+        length, closed = eqn.params["length"], eqn.params["jaxpr"]
+        columns: list[list[Value]] = [[None] * length for _ in eqn.outvars[num_carry:]]
+        for step in reversed(range(length)) if eqn.params["reverse"] else range(length):
+            slices = [
+                x.values[step] if isinstance(x, Stack) else lax.index_in_dim(dense(x), step, keepdims=False)
+                for x in stacked
+            ]
+            results = self.run(closed.jaxpr, closed.consts, [*consts, *carry, *slices])
+            carry = results[:num_carry]
+            for column, value in zip(columns, results[num_carry:], strict=True):
+                column[step] = value
+        return [*carry, *map(Stack, columns)] if length else None
+
+    # Products.
+
+    def _dot_general(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        lhs, rhs = operands
+        (lhs_axes, rhs_axes), batch_axes = eqn.params["dimension_numbers"]
+        precision, out = eqn.params["precision"], _result(eqn)
+        if any(batch_axes) or (isinstance(lhs, Matrix) and isinstance(rhs, Matrix)):
+            return None
+        if isinstance(lhs, Matrix) or isinstance(rhs, Matrix):
+            if len(lhs_axes) != 1:
+                return None
+            first = isinstance(lhs, Matrix)
+            matrix, axis = (lhs, lhs_axes[0]) if first else (rhs, rhs_axes[0])
+            x = jnp.moveaxis(dense(rhs), rhs_axes[0], -1) if first else jnp.moveaxis(dense(lhs), lhs_axes[0], -1)
+            product = matrix.apply(x, axis, precision).astype(out.dtype)
+            return [jnp.moveaxis(product, -1, 0) if first else product]
+        if out.shape not in self.shapes or lhs.ndim - len(lhs_axes) != 1:
+            return None
+        left, right = _rows(dense(lhs), lhs_axes), _rows(dense(rhs), rhs_axes)
+        return [Matrix.outer(left.astype(out.dtype), right.astype(out.dtype), precision)]
+
+    def _mul(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        a, b = operands
+        if isinstance(a, Matrix) and isinstance(b, Matrix):
+            return [Product(a, b)]
+        if not isinstance(a, Matrix | Product):
+            a, b = b, a
+        factor = _scalar(b)
+        if factor is None:
+            return None
+        if isinstance(a, Product):
+            return [a._replace(first=a.first.times(factor))]
+        return [a.times(factor)] if isinstance(a, Matrix) else None
+
+    def _div(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        a, divisor = operands[0], _scalar(operands[1])
+        return None if divisor is None or not isinstance(a, Matrix) else [a.times(1.0 / divisor)]
+
+    def _square(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        (a,) = operands
+        return [Product(a, a)] if isinstance(a, Matrix) else None
+
+    def _integer_pow(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        return self._square(eqn, operands) if eqn.params["y"] == 2 else None
+
+    def _reduce_sum(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        (a,) = operands
+        if not isinstance(a, Product) or sorted(eqn.params["axes"]) != [0, 1]:
+            return None
+        return [a.first.inner(a.second)]
+
+    # What is linear.
+
+    def _add(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        a, b = operands
+        total = a.plus(b) if isinstance(a, Matrix) and isinstance(b, Matrix) else None
+        return None if total is None else [total]
+
+    _add_any = _add
+
+    def _sub(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        a, b = operands
+        return self._add(eqn, [a, b.times(-1.0)]) if isinstance(b, Matrix) else None
+
+    def _neg(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        (a,) = operands
+        return [a.times(-1.0)] if isinstance(a, Matrix) else None
+
+    def _transpose(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        (a,) = operands
+        return [a.transpose()] if isinstance(a, Matrix) and tuple(eqn.params["permutation"]) == (1, 0) else None
+
+    def _convert_element_type(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        (a,), dtype = operands, eqn.params["new_dtype"]
+        return [a.astype(dtype)] if isinstance(a, Matrix) and jnp.issubdtype(dtype, jnp.inexact) else None
+
+    def _reshape(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        return operands if isinstance(operands[0], Matrix) and _result(eqn).shape == operands[0].shape else None
+
+    def _broadcast_in_dim(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        x, *sizes = operands
+        out = _result(eqn)
+        if out.shape not in self.shapes or sizes or isinstance(x, SPECIAL) or jnp.ndim(x) != 0:
+            return None
+        if not isinstance(x, jax.Array) and x == 0 and jnp.issubdtype(out.dtype, jnp.inexact):
+            return [Matrix.zeros(out.shape, out.dtype)]
+        return [Splat(x, out.shape, out.dtype)]
+
+    def _select_n(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        which, *cases = operands
+        which = which.value if isinstance(which, Splat) else which
+        if len(cases) != 2 or jnp.ndim(which) != 0 or not all(isinstance(case, Matrix) for case in cases):
+            return None
+        chosen = cases[1].where(Choice(jnp.asarray(which, bool)), cases[0])
+        return None if chosen is None else [chosen]
+
+
+def _choose(choice: Choice, a: Value, b: Value) -> Value:
+    """`a` if the condition holds, else `b`."""
+    if a is b:
+        return a
+    chosen = a.where(choice, b) if isinstance(a, Matrix) and isinstance(b, Matrix) else None
+    return lax.select(choice.condition, *(jnp.asarray(dense(x)) for x in (a, b))) if chosen is None else chosen
+
+
+def _bind(eqn: jex.JaxprEqn, operands: list[Any], debug_info: Any) -> list[Any]:
+    """Results of the primitive as it is: the evaluation of a jaxpr of one line, the public way to bind."""
+    given = {atom: x for atom, x in zip(eqn.invars, operands, strict=True) if not isinstance(atom, jex.Literal)}
+    line = jex.Jaxpr((), list(given), eqn.outvars, [eqn], eqn.effects, debug_info)
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(line, ()))(*given.values())
+
+
+def _result(eqn: jex.JaxprEqn) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the only result."""
+    aval: Any = eqn.outvars[0].aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def _rows(x: jax.Array, contracted: Sequence[int]) -> jax.Array:
+    """`[K, m]`: the axes that a product sums over in front, as one."""
+    return jnp.moveaxis(x, contracted, range(len(contracted))).reshape(-1, x.shape[_free(x, contracted)])
+
+
+def _free(x: jax.Array, contracted: Sequence[int]) -> int:
+    return next(axis for axis in range(x.ndim) if axis not in contracted)

@@ -1,4 +1,4 @@
-"""The command line: `python -m bench [WORKLOAD] [--clients N ...] [--repeats R] [--json FILE]`."""
+"""The command line: `python -m bench [WORKLOAD] [--clients N ...] [--repeats R] [--json FILE] [--peers]`."""
 
 import dataclasses
 import importlib
@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
 from bench import machine
-from bench.measure import Workload, measure
-from bench.report import Result, print_machine, print_result, write_json
+from bench.floor import Ceilings, measure_ceilings
+from bench.measure import Workload, fastest, measure
+from bench.report import Result, print_ceilings, print_machine, print_result, write_json
+from bench.versus import compare
 
-Name = Literal["cedar"]
+Name = Literal["mlp", "cnn", "femnist", "maml_mlp", "maml_cnn", "cedar", "robust", "scale"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Speed and memory of cedarjax: every layout of the client axis, and where the time goes in the fastest."""
+    """Speed and memory of cedarjax: every layout of the client axis, against the floor and against others."""
 
     workload: tyro.conf.Positional[Name | Literal["all"]] = "all"
     """What to measure."""
@@ -27,8 +30,26 @@ class Options:
     """Clients in the cohort, one or several sizes; default: those of the workload."""
     repeats: int = 11
     """Timed calls of each program, at least 5; the median counts."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of parameters and inputs."""
     json: Path | None = None
     """File for all numbers."""
+    peers: bool = False
+    """Also run what others have for the same workload, in turns with the fastest layouts, and compare the results."""
+
+
+def check(options: Options) -> None:
+    """Raises unless the options make sense.
+
+    Raises:
+      ValueError: if an option is out of range.
+    """
+    if options.repeats < 5:
+        raise ValueError(f"--repeats must be at least 5, got {options.repeats}.")
+    if any(count < 1 for count in options.clients):
+        raise ValueError(f"--clients must be at least 1, got {options.clients}.")
+    if options.peers and options.dtype != "float32":
+        raise ValueError(f"--peers must go with --dtype float32, got {options.dtype}.")
 
 
 def run(options: Options, console: Console) -> list[Result]:
@@ -44,41 +65,60 @@ def run(options: Options, console: Console) -> list[Result]:
     Raises:
       ValueError: if an option is out of range.
     """
-    if options.repeats < 5:
-        raise ValueError(f"--repeats must be at least 5, got {options.repeats}.")
-    if any(count < 1 for count in options.clients):
-        raise ValueError(f"--clients must be at least 1, got {options.clients}.")
+    check(options)
     facts = machine.facts()
     print_machine(console, facts)
+    ceilings = measure_ceilings(options.dtype)
+    print_ceilings(console, options.dtype, ceilings)
     results = []
     for name in get_args(Name) if options.workload == "all" else (options.workload,):
         workload: Workload = importlib.import_module(f"bench.workloads.{name}").WORKLOAD
         console.print(f"\n{workload.title}", highlight=False)
         for num_clients in options.clients or workload.num_clients:
-            with console.status("") as status:
-                layouts = measure(workload.layouts(num_clients), repeats=options.repeats, tell=status.update)
-                best = min(layouts, key=lambda measurement: measurement.ms).layout
-                parts = measure(workload.parts(num_clients, best), repeats=options.repeats, tell=status.update)
-            results.append(Result(name, num_clients, layouts, parts))
+            results.append(measure_workload(name, workload, num_clients, options, ceilings, console))
             print_result(console, workload, results[-1])
-    if options.json is not None:
-        write_json(options.json, facts, results)
+            if options.json is not None:  # after each, so that an interrupted run leaves what it has
+                write_json(options.json, facts, options.dtype, ceilings, results)
     return results
 
 
+def measure_workload(
+    name: str, workload: Workload, num_clients: int, options: Options, ceilings: Ceilings, console: Console
+) -> Result:
+    """One workload at one size: all layouts, then the fastest broken down, then beside the peers."""
+    dtype = jnp.dtype(options.dtype)
+    parts, versus = [], None
+    with console.status("") as status:
+
+        def tell(text: str) -> None:
+            status.update(f"{name}, {num_clients:,} clients: {text}")
+
+        cases = workload.layouts(num_clients, dtype)
+        layouts = measure(cases, repeats=options.repeats, ceilings=ceilings, tell=tell)
+        best = [measurement.layout for measurement in fastest(layouts)]
+        if workload.parts is not None:
+            cases = workload.parts(num_clients, dtype, best[0])
+            parts = measure(cases, repeats=options.repeats, ceilings=ceilings, tell=tell)
+        if options.peers and workload.peers is not None:
+            versus = compare(workload, num_clients, best, repeats=options.repeats, ceilings=ceilings, tell=tell)
+    return Result(name, num_clients, layouts, parts, versus)
+
+
 def main() -> int:
-    """Reads the command line; returns the exit status."""
+    """Reads the command line; returns the exit status: 1 if a peer's result is not ours."""
     options = tyro.cli(Options, prog="python -m bench")
-    jax.config.update("jax_num_cpu_devices", machine.num_cores())  # one device a core, for the layouts on a mesh
-    console = Console()
+    # One device a core, for the layouts on a mesh. A program on one of them has the threads of all cores all the same.
+    jax.config.update("jax_num_cpu_devices", machine.num_cores())
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        run(options, console)
+        results = run(options, console)
     except ValueError as error:
         console.print(f"[red]{error}", highlight=False)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    peers = [peer for result in results if result.versus is not None for peer in result.versus.peers]
+    return 0 if all(peer.agrees for peer in peers) else 1
 
 
 if __name__ == "__main__":

@@ -19,6 +19,19 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def available_bytes() -> int | None:
+    """Memory that is free on a device, or that the process can still have on a CPU; None where nobody says."""
+    if jax.default_backend() != "cpu":
+        stats = jax.devices()[0].memory_stats() or {}
+        return stats["bytes_limit"] - stats["bytes_in_use"] if {"bytes_limit", "bytes_in_use"} <= stats.keys() else None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * kibibytes[0] if kibibytes else None
+
+
 def facts() -> dict[str, Any]:
     """Hardware, versions, environment and commit, ready for JSON."""
     return {
@@ -26,6 +39,7 @@ def facts() -> dict[str, Any]:
         "cores": num_cores(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "backend": jax.default_backend(),
+        "available_bytes": available_bytes(),
         "devices": [device.device_kind for device in jax.devices()],
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},

@@ -1,15 +1,17 @@
 """What is printed, and what is kept as JSON."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.floor import Ceilings
 from bench.measure import Measurement, Workload
-from experiments.files import write_text
+from bench.versus import Versus
+from experiments.files import write_json as write_file
 
 
 class Result(NamedTuple):
@@ -20,23 +22,27 @@ class Result(NamedTuple):
     num_clients: int
     """Clients in the cohort."""
     layouts: list[Measurement]
-    """The whole workload in every layout."""
+    """Everything that is done, each in every layout."""
     parts: list[Measurement]
     """Broken down, in the fastest layout."""
+    versus: Versus | None = None
+    """Beside the peers, if asked for."""
 
     @property
-    def best(self) -> Measurement:
-        """The fastest layout."""
-        return min(self.layouts, key=lambda measurement: measurement.ms)
+    def best(self) -> list[Measurement]:
+        """The fastest layout of everything that is done."""
+        parts = dict.fromkeys(measurement.part for measurement in self.layouts)
+        return [min((m for m in self.layouts if m.part == part), key=lambda m: m.ms) for part in parts]
 
     def record(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {
             "workload": self.name,
             "num_clients": self.num_clients,
-            "best": {"layout": self.best.layout, "ms": self.best.ms},
+            "best": [{"part": best.part, "layout": best.layout, "ms": best.ms} for best in self.best],
             "layouts": [measurement.record() for measurement in self.layouts],
             "parts": [measurement.record() for measurement in self.parts],
+            "versus": None if self.versus is None else self.versus.record(),
         }
 
 
@@ -51,36 +57,92 @@ def print_machine(console: Console, machine: dict[str, Any]) -> None:
     )
 
 
-def print_result(console: Console, workload: Workload, result: Result) -> None:
-    """The headline and two tables."""
-    size = f"{result.num_clients} clients, ms a {workload.unit}"
-    console.print(_table(f"{size}, by layout", "layout", result.layouts))
-    console.print(_table(f"{size}, where it goes: {result.best.layout}", "part", result.parts))
-    goal = "" if workload.goal_ms is None else f" (goal: {workload.goal_ms:g})"
+def print_ceilings(console: Console, dtype: str, ceilings: Ceilings) -> None:
+    """One line on what the hardware can do."""
     console.print(
-        f"[bold]{result.name}: {result.best.ms:.3f} ms a {workload.unit}[/bold]{goal}, {result.best.layout}",
+        f"{dtype}: {ceilings.operations / 1e9:.0f} GFLOP/s in a matmul, "
+        f"{ceilings.bytes / 1e9:.1f} GB/s read and written",
         highlight=False,
     )
 
 
-def _table(title: str, field: str, measurements: Sequence[Measurement]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(field, no_wrap=True)
-    for heading in ("median", "least", "CPU", "peak MiB", "compile s"):
+def print_result(console: Console, workload: Workload, result: Result) -> None:
+    """The headlines and the tables."""
+    size = f"{result.num_clients:,} clients, ms a {workload.unit}"
+    console.print(_table(f"{size}, by layout", result.layouts))
+    if result.parts:
+        console.print(_table(f"{size}, where it goes: {result.best[0].layout}", result.parts))
+    if result.versus is not None:
+        console.print(_peer_table(f"{size}, in turns with others", result.versus))
+    goal = "" if workload.goal_ms is None else f" (goal: {workload.goal_ms:g})"
+    for best in result.best:
+        name = result.name if len(result.best) == 1 else f"{result.name}, {best.part}"
+        console.print(
+            f"[bold]{name}: {best.ms:.3f} ms a {workload.unit}[/bold]{goal}, {best.layout}{_floor(best)}",
+            highlight=False,
+        )
+
+
+def _floor(measurement: Measurement) -> str:
+    if measurement.floor_seconds is None:
+        return ""
+    return f"; {measurement.ratio:.1f} times the floor of {1e3 * measurement.floor_seconds / measurement.units:.4f}"
+
+
+def _table(title: str, measurements: Sequence[Measurement]) -> Table:
+    fields = [field for field in ("part", "layout") if len({getattr(m, field) for m in measurements}) > 1]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for field in fields or ["layout"]:
+        table.add_column(field, no_wrap=True)
+    for heading in ("median", "least", "CPU", "x floor", "call s", "peak MiB", "temp MiB", "compile s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for m in measurements:
+        timed = [f"{m.ms:.3f}", f"{1e3 * min(m.seconds) / m.units:.3f}", f"{m.cpu_ms:.3f}"] if m.seconds else []
+        ratio = "" if m.ratio is None else f"{m.ratio:.1f}"
         table.add_row(
-            getattr(m, field),
-            f"{m.ms:.3f}",
-            f"{1e3 * min(m.seconds) / m.units:.3f}",
-            f"{m.cpu_ms:.3f}",
-            "" if m.peak_bytes is None else f"{m.peak_bytes / 2**20:.1f}",
+            *(getattr(m, field) for field in fields or ["layout"]),
+            *([*timed, ratio, f"{m.median_seconds:.3f}"] if timed else [m.skipped, "", "", "", ""]),
+            *(_mebibytes(number) for number in (m.peak_bytes, m.temp_bytes)),
             f"{m.compile_seconds:.1f}",
         )
     return table
 
 
-def write_json(path: Path, machine: dict[str, Any], results: Sequence[Result]) -> None:
+def _peer_table(title: str, versus: Versus) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("")
+    for heading in ("median", "least", "x ours", "peak MiB", "compile s", "difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for m in versus.ours:
+        numbers = (f"{m.ms:.3f}", f"{1e3 * min(m.seconds) / m.units:.3f}", f"{m.ms / versus.best.ms:.2f}")
+        table.add_row(f"cedarjax, {m.layout}", *numbers, _mebibytes(m.peak_bytes), f"{m.compile_seconds:.1f}")
+    for peer in versus.peers:
+        if peer.unavailable is not None:
+            table.add_row(f"{peer.peer}: {peer.unavailable}", style="dim")
+            continue
+        versions = " ".join(f"{name} {version}" for name, version in (peer.versions or {}).items())
+        table.add_row(
+            f"{peer.peer} [dim]{versions}[/dim]",
+            f"{peer.ms:.3f}",
+            f"{1e3 * min(peer.seconds) / peer.units:.3f}",
+            f"[bold]{versus.ratio(peer):.2f}[/bold]",
+            _mebibytes(peer.peak_bytes),
+            "" if peer.compile_seconds is None else f"{peer.compile_seconds:.1f}",
+            f"{peer.difference:.0e}" if peer.agrees else f"[red]{peer.difference:.0e}, not the same[/red]",
+        )
+    return table
+
+
+def _mebibytes(number: int | None) -> str:
+    return "" if number is None else f"{number / 2**20:.1f}"
+
+
+def write_json(path: Path, machine: dict[str, Any], dtype: str, ceilings: Ceilings, results: Sequence[Result]) -> None:
     """All numbers, in place of whatever the file held, or nothing at all."""
-    record = {"machine": machine, "results": [result.record() for result in results]}
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    record = {
+        "machine": machine,
+        "dtype": dtype,
+        "ceilings": ceilings._asdict(),
+        "results": [result.record() for result in results],
+    }
+    write_file(path, record)

@@ -14,44 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import cedarjax as cj
+from bench import floor
+from bench.layouts import Layout, layouts
 from bench.measure import Case, Workload
+from bench.models import NETWORKS
 from cedarjax import nn
 
-NUM_EXAMPLES, NUM_STIMULI, NUM_FEATURES, NUM_CLASSES = 20, 20, 784, 10
+NUM_EXAMPLES, NUM_STIMULI, BATCH_SIZE = 20, 20, 10
+NETWORK = NETWORKS["deep"]
 ROUND = "whole round"
 STEPS, STEPS_MEAN, FILTER_MEAN, SCREENING = "local steps", "steps, mean", "steps, filter, mean", "steps, screening"
 SCANNED, NUM_SCANNED = "ten rounds in a scan", 10
-
-
-class Layout(NamedTuple):
-    """How the clients lie on the hardware."""
-
-    chunk_size: int | None
-    """As in `cohort_map`."""
-    mesh: Mesh | None
-    """As in `cohort_map`."""
-
-    @property
-    def name(self) -> str:
-        """For the tables."""
-        chunk = {None: "vmap", 1: "loop"}.get(self.chunk_size, f"chunks of {self.chunk_size}")
-        return chunk if self.mesh is None else f"mesh of {self.mesh.size}, {chunk}"
-
-    @property
-    def map_fn(self) -> cj.core.MapFn:
-        """The layout itself."""
-        return cj.cohort_map(self.chunk_size, self.mesh)
-
-    def place(self, tree: Any, num_clients: int | None = None) -> Any:
-        """Puts arrays where the round leaves them: a client axis over the mesh, if it divides, all else everywhere."""
-        if self.mesh is None:
-            return tree
-        divides = num_clients is not None and num_clients % self.mesh.size == 0
-        return jax.device_put(tree, NamedSharding(self.mesh, P("clients") if divides else P()))
 
 
 class Problem(NamedTuple):
@@ -67,34 +42,25 @@ class Problem(NamedTuple):
     """All clients' examples."""
 
 
-@functools.cache
-def problem(num_clients: int) -> Problem:
+@functools.lru_cache(maxsize=1)
+def problem(num_clients: int, dtype: Any) -> Problem:
     """Noise of the right shapes, the same in every run."""
-    model = nn.functional(lambda rngs: nn.MLP(NUM_FEATURES, (128, 64, 64, 64), NUM_CLASSES, rngs=rngs))
     rng = np.random.default_rng(0)
     rows = (num_clients, NUM_EXAMPLES)
     examples = {
-        "x": jnp.asarray(rng.uniform(size=(*rows, NUM_FEATURES)), jnp.float32),
-        "y": jnp.asarray(rng.integers(0, NUM_CLASSES, size=rows), jnp.int32),
+        "x": jnp.asarray(rng.uniform(size=(*rows, *NETWORK.input_shape)), dtype),
+        "y": jnp.asarray(rng.integers(0, NETWORK.layers[-1].num_out, size=rows), jnp.int32),
     }
     count = jnp.full(num_clients, NUM_EXAMPLES, jnp.int32)
-    stimuli = jnp.asarray(rng.uniform(size=(NUM_STIMULI, NUM_FEATURES)), jnp.float32)
-    return Problem(model, model.init(jax.random.key(0)), stimuli, cj.ClientData(examples, count, count // 2))
-
-
-def layouts() -> list[Layout]:
-    """One device, and one device a core."""
-    found = [Layout(chunk_size, None) for chunk_size in (1, 4, 10, None)]
-    if len(jax.devices()) > 1:
-        mesh = jax.make_mesh((len(jax.devices()),), ("clients",), axis_types=(AxisType.Auto,))
-        found += [Layout(chunk_size, mesh) for chunk_size in (1, 5, 10)]
-    return found
+    stimuli = jnp.asarray(rng.uniform(size=(NUM_STIMULI, *NETWORK.input_shape)), dtype)
+    params = jax.tree.map(lambda x: x.astype(dtype), NETWORK.model.init(jax.random.key(0)))
+    return Problem(NETWORK.model, params, stimuli, cj.ClientData(examples, count, count // 2))
 
 
 def local_steps(case: Problem) -> cj.LocalUpdate:
     """One pair of Adam steps, without the filter."""
     loss_fn = nn.cross_entropy(case.model.apply)
-    return cj.meta.cedar(loss_fn, optax.adam(1e-3), optax.adam(1e-3), batch_size=10)
+    return cj.meta.cedar(loss_fn, optax.adam(1e-3), optax.adam(1e-3), batch_size=BATCH_SIZE)
 
 
 def filtered_steps(case: Problem) -> cj.LocalUpdate:
@@ -142,27 +108,45 @@ def scanned(algorithm: cj.FederatedAlgorithm) -> Callable[..., Any]:
     return steps
 
 
-def one_case(part: str, layout: Layout, num_clients: int) -> Case:
+def client_work(part: str) -> int:
+    """Operations of one client: two steps, its blocks on the stimuli for the filter, its outputs for screening."""
+    work = 2 * floor.gradient(NETWORK.layers, BATCH_SIZE)
+    if part in (ROUND, SCANNED, FILTER_MEAN):
+        work += floor.forward(NETWORK.layers[:-1], NUM_STIMULI)
+    if part in (ROUND, SCANNED, SCREENING):
+        work += floor.forward(NETWORK.layers, NUM_STIMULI)
+    return work
+
+
+def one_case(part: str, layout: Layout, num_clients: int, dtype: Any) -> Case:
     """The program of one part in one layout."""
-    case = problem(num_clients)
+    case = problem(num_clients, dtype)
     local = filtered_steps(case) if part in (ROUND, SCANNED, FILTER_MEAN) else local_steps(case)
     rule = screening(case, layout) if part in (ROUND, SCANNED, SCREENING) else cj.robust.mean()
     algorithm = cj.federated_round(local, optax.chain(rule, optax.sgd(1.0)), layout.map_fn)
     fun = {STEPS: clients_only(local, layout), SCANNED: scanned(algorithm)}.get(part, algorithm.step)
     state = layout.place(algorithm.init(case.params))
     args = (state, layout.place(cohort(case, local), num_clients), jax.random.key(1))
-    return Case(layout.name, part, fun, args, num_clients * (NUM_SCANNED if part == SCANNED else 1))
+    rounds = NUM_SCANNED if part == SCANNED else 1
+    work = floor.Work(rounds * num_clients * client_work(part), rounds * case.data.examples["x"].nbytes)
+    return Case(layout.name, part, fun, args, rounds * num_clients, work, layout.num_devices)
 
 
-def by_layout(num_clients: int) -> list[Case]:
+def found_layouts(num_clients: int) -> list[Layout]:
+    """All layouts of a round whose rule needs every update."""
+    return layouts(num_clients, chunk_sizes=(1, 4, 10, None), streamed=(False,), representations=("dense",))
+
+
+def by_layout(num_clients: int, dtype: Any) -> list[Case]:
     """The whole round in every layout."""
-    return [one_case(ROUND, layout, num_clients) for layout in layouts()]
+    return [one_case(ROUND, layout, num_clients, dtype) for layout in found_layouts(num_clients)]
 
 
-def by_part(num_clients: int, name: str) -> list[Case]:
+def by_part(num_clients: int, dtype: Any, name: str) -> list[Case]:
     """The round built up, in the layout of that name."""
-    layout = {layout.name: layout for layout in layouts()}[name]
-    return [one_case(part, layout, num_clients) for part in (STEPS, STEPS_MEAN, FILTER_MEAN, SCREENING, ROUND, SCANNED)]
+    layout = {layout.name: layout for layout in found_layouts(num_clients)}[name]
+    parts = (STEPS, STEPS_MEAN, FILTER_MEAN, SCREENING, ROUND, SCANNED)
+    return [one_case(part, layout, num_clients, dtype) for part in parts]
 
 
 WORKLOAD = Workload(

@@ -1,0 +1,54 @@
+"""Every workload is a list of programs that trace, at the sizes that it names."""
+
+import importlib
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bench import __main__ as program
+from bench.workloads import robust, scale
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("name", get_args(program.Name))
+def test_a_workload_is_made_of_programs(name):
+    workload = importlib.import_module(f"bench.workloads.{name}").WORKLOAD
+    assert workload.title and workload.unit and min(workload.num_clients) >= 1
+    cases = workload.layouts(2, jnp.dtype(jnp.float32))
+    assert len({(case.part, case.layout) for case in cases}) == len(cases)
+    for case in (cases[0], cases[-1]):
+        jax.eval_shape(case.fun, *case.args)
+    for case in cases:
+        assert case.work.operations > 0 and case.work.bytes > 0 and case.units in (2, 4)
+
+
+def test_peers_know_what_they_are_asked_for():
+    asked = {
+        name: importlib.import_module(f"bench.workloads.{name}").WORKLOAD.peers is not None
+        for name in get_args(program.Name)
+    }
+    assert {name for name, has_peers in asked.items() if has_peers} == {"mlp", "cnn", "femnist", "maml_mlp", "maml_cnn"}
+
+
+def test_rules_are_what_they_claim_to_be():
+    cases = {(case.part, case.layout): case for case in robust.cases(5, jnp.float32)}
+    mean = cases["mean", "one device"]
+    updates, params, *_ = mean.args
+    result, _ = jax.jit(mean.fun)(*mean.args)
+    for x, got in zip(jax.tree.leaves(updates), jax.tree.leaves(result), strict=True):
+        assert jnp.abs(x.mean(axis=0) - got).max() < 1e-7
+    assert mean.work.bytes == 4 * 6 * 117_706 and mean.work.operations == 2 * 5 * 117_706
+    result, state = jax.eval_shape(cases["cedar", f"mesh of {len(jax.devices())}"].fun, *mean.args)
+    assert jax.tree.structure(result) == jax.tree.structure(params)
+    assert state.info.similarity.shape == (5,)
+
+
+def test_growing_cohorts_need_no_more_memory_beside_data_and_results():
+    temporaries = []
+    for count in (1_000, 2_000):
+        case = scale.WORKLOAD.layouts(count, jnp.float32)[0]
+        assert case.layout == "streamed, chunks of 100"
+        temporaries.append(jax.jit(case.fun).lower(*case.args).compile().memory_analysis().temp_size_in_bytes)
+    assert temporaries[1] - temporaries[0] <= 1_000 * 16  # the clients' keys

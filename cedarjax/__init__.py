@@ -18,10 +18,12 @@ from cedarjax.core import History as History
 from cedarjax.core import LocalUpdate as LocalUpdate
 from cedarjax.core import LossFn as LossFn
 from cedarjax.core import RoundInfo as RoundInfo
+from cedarjax.core import RoundStream as RoundStream
 from cedarjax.core import RunState as RunState
 from cedarjax.core import ServerState as ServerState
 from cedarjax.core import Upload as Upload
 from cedarjax.core import cohort_map as cohort_map
+from cedarjax.core import dense as dense
 from cedarjax.core import federated_round as federated_round
 from cedarjax.core import gram as gram
 from cedarjax.core import init_run as init_run
@@ -29,6 +31,7 @@ from cedarjax.core import layer_names as layer_names
 from cedarjax.core import leaf_names as leaf_names
 from cedarjax.core import run_rounds as run_rounds
 from cedarjax.core import sq_norms as sq_norms
+from cedarjax.core import stream_blocks as stream_blocks
 from cedarjax.core import streamed_round as streamed_round
 from cedarjax.core import take_info as take_info
 from cedarjax.core import weighted_mean as weighted_mean
@@ -46,6 +49,7 @@ __all__ = [
     "LocalUpdate",
     "LossFn",
     "RoundInfo",
+    "RoundStream",
     "RunState",
     "ServerState",
     "Upload",
@@ -53,6 +57,7 @@ __all__ = [
     "cohort_map",
     "core",
     "data",
+    "dense",
     "federated_round",
     "gram",
     "init_run",
@@ -66,6 +71,7 @@ __all__ = [
     "robust",
     "run_rounds",
     "sq_norms",
+    "stream_blocks",
     "streamed_round",
     "take_info",
     "weighted_mean",

@@ -29,6 +29,9 @@ from cedarjax.core.run import RunState as RunState
 from cedarjax.core.run import init_run as init_run
 from cedarjax.core.run import run_rounds as run_rounds
 from cedarjax.core.steps import masked_scan as masked_scan
+from cedarjax.core.streaming import RoundStream as RoundStream
+from cedarjax.core.streaming import Totals as Totals
+from cedarjax.core.streaming import stream_blocks as stream_blocks
 from cedarjax.core.streaming import streamed_round as streamed_round
 from cedarjax.core.told import take_info as take_info
 from cedarjax.core.training import displacement as displacement
@@ -68,9 +71,11 @@ __all__ = [
     "PyTree",
     "Representation",
     "RoundInfo",
+    "RoundStream",
     "RunState",
     "ServerState",
     "Stream",
+    "Totals",
     "Upload",
     "accumulator",
     "batch_indices",
@@ -99,6 +104,7 @@ __all__ = [
     "sample_cohort",
     "shuffled_epochs",
     "sq_norms",
+    "stream_blocks",
     "streamed_round",
     "take_clients",
     "take_info",

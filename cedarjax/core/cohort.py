@@ -4,6 +4,7 @@ How it is lifted (all at once, in chunks, in a loop, over the devices of a mesh)
 never of results: every client's numbers are the same to float32 rounding.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
@@ -36,7 +37,63 @@ def client_mesh(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
-def cohort_map(chunk_size: int | None = None, mesh: Mesh | None = None) -> MapFn:
+def _in_chunks(fun: Callable[..., PyTree], per_client: tuple[PyTree, ...], count: int, chunk_size: int) -> PyTree:
+    """A scan over vmapped chunks, and one vmap over the clients that are left.
+
+    Chunks are cut out by hand: XLA:CPU may copy all clients' data where they are reshaped to `[chunks, size, ...]`.
+    """
+
+    def chunk(start: jax.Array | int, size: int) -> PyTree:
+        part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), per_client)
+        return jax.vmap(fun)(*part)
+
+    whole = count - count % chunk_size
+    starts = jnp.arange(0, whole, chunk_size, dtype=jnp.int32)
+    _, results = jax.lax.scan(lambda carry, start: (carry, chunk(start, chunk_size)), None, starts)
+    results = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), results)
+    if whole == count:
+        return results
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), results, chunk(whole, count - whole))
+
+
+@dataclasses.dataclass(frozen=True)
+class CohortMap:
+    """A `MapFn` from `cohort_map`, which says what its fields mean; on a mesh, aggregators are told of it."""
+
+    chunk_size: int | None = None
+    """Clients per chunk on each device, or None for all."""
+    mesh: Mesh | None = None
+    """Mesh that the client axis lies on, or None for one device."""
+
+    def __call__(self, fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree:
+        """Results of all clients, leaves `[C, ...]`."""
+        if self.mesh is None:
+            return self._on_device(fun, shared, *per_client)
+        count = num_clients(per_client)
+        padded = -(-count // self.mesh.size) * self.mesh.size
+        if padded != count:
+            rows = jnp.minimum(jnp.arange(padded), count - 1)
+            per_client = jax.tree.map(lambda x: x[rows], per_client)
+        # check_vma=False keeps the gradient of the replicated `shared` local: JAX would sum it over devices otherwise.
+        results = jax.shard_map(
+            lambda shared, per_client: self._on_device(fun, shared, *per_client),
+            mesh=self.mesh,
+            in_specs=(P(), P(self.mesh.axis_names)),
+            out_specs=P(self.mesh.axis_names),
+            check_vma=False,
+        )(shared, per_client)
+        return results if padded == count else jax.tree.map(lambda x: x[:count], results)
+
+    def _on_device(self, fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree:
+        count = num_clients(per_client)
+        if self.chunk_size is None or 1 < count <= self.chunk_size:
+            return jax.vmap(lambda *one: fun(shared, *one))(*per_client)
+        if self.chunk_size == 1 or count == 1:
+            return jax.lax.map(lambda one: fun(shared, *one), per_client)
+        return _in_chunks(lambda *one: fun(shared, *one), per_client, count, self.chunk_size)
+
+
+def cohort_map(chunk_size: int | None = None, mesh: Mesh | None = None) -> CohortMap:
     """How the clients of a cohort are laid out on the hardware.
 
     `chunk_size=None` vmaps the whole cohort, which is what accelerators want; `chunk_size=1` loops over clients, whose
@@ -63,32 +120,4 @@ def cohort_map(chunk_size: int | None = None, mesh: Mesh | None = None) -> MapFn
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be None or at least 1, got {chunk_size}.")
-
-    def on_device(fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree:
-        count = num_clients(per_client)
-        if chunk_size is None or chunk_size >= count > 1:
-            return jax.vmap(lambda *one: fun(shared, *one))(*per_client)
-        batch_size = None if chunk_size == 1 else chunk_size
-        return jax.lax.map(lambda one: fun(shared, *one), per_client, batch_size=batch_size)
-
-    if mesh is None:
-        return on_device
-    mesh = client_mesh(mesh)
-
-    def on_mesh(fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree:
-        count = num_clients(per_client)
-        padded = -(-count // mesh.size) * mesh.size
-        rows = jnp.minimum(jnp.arange(padded), count - 1)
-        if padded != count:
-            per_client = jax.tree.map(lambda x: x[rows], per_client)
-        # check_vma=False keeps the gradient of the replicated `shared` local: JAX would sum it over devices otherwise.
-        sharded = jax.shard_map(
-            lambda shared, per_client: on_device(fun, shared, *per_client),
-            mesh=mesh,
-            in_specs=(P(), P(mesh.axis_names)),
-            out_specs=P(mesh.axis_names),
-            check_vma=False,
-        )(shared, per_client)
-        return sharded if padded == count else jax.tree.map(lambda x: x[:count], sharded)
-
-    return on_mesh
+    return CohortMap(chunk_size, None if mesh is None else client_mesh(mesh))

@@ -87,7 +87,7 @@ def apply_server(
       server_tx: chain of attacks, aggregator and server optimiser.
       state: the server's state.
       updates: pseudo-gradients, `[C, ...]` leaves unless they are aggregated already.
-      **extra: optax's extra arguments: `weights`, `key`, `byzantine`.
+      **extra: optax's extra arguments: `weights`, `key`, `byzantine`, `mesh`.
 
     Returns:
       The next state and the infos of the chain.
@@ -170,6 +170,7 @@ def federated_round(
         local_key, server_key = jax.random.split(key)
         keys = client_keys(local_key, cohort.client_id)
         upload, client_state, info = map_fn(local_update.update, state.params, cohort.state, cohort.data, keys)
+        mesh = getattr(map_fn, "mesh", None)
         state, told = apply_server(
             server_tx,
             state,
@@ -177,6 +178,7 @@ def federated_round(
             weights=upload_weights(cohort.weights, upload.mask),
             key=server_key,
             byzantine=cohort.byzantine,
+            **({} if mesh is None else {"mesh": mesh}),
         )
         return state, keep_absent(cohort.weights, client_state, cohort.state), RoundInfo(info, told)
 

@@ -7,10 +7,12 @@ about 100 times slower on CPU), and are accumulated in at least float32 at `Prec
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from cedarjax.core.lowrank import reduce
 from cedarjax.core.lowrank.node import LowRank, is_low_rank, keep
 from cedarjax.core.names import leaf_names
+from cedarjax.core.sharded import all_reduced, divides, share_of_parameters
 from cedarjax.core.types import PyTree
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -85,13 +87,15 @@ def num_clients(updates: PyTree) -> int:
     return expected
 
 
-def gram(updates: PyTree) -> jax.Array:
+def gram(updates: PyTree, *, mesh: Mesh | None = None) -> jax.Array:
     """Inner products between all pairs of clients, `G[i, j] = <updates_i, updates_j>`.
 
     Centre the updates first when distances are wanted: a common offset costs digits.
 
     Args:
       updates: tree with leaves `[C, ...]`.
+      mesh: mesh over which the client axis lies. Then each device multiplies its share of the parameters of all
+        clients, and one all-reduce of `[C, C]` adds them up; no device ever holds all updates.
 
     Returns:
       `[C, C]`, float32 or wider.
@@ -102,7 +106,9 @@ def gram(updates: PyTree) -> jax.Array:
       Array([[6., 1.],
              [1., 2.]], dtype=float32)
     """
-    num_clients(updates)
+    if divides(mesh, num_clients(updates)):
+        assert mesh is not None
+        return all_reduced(lambda own: gram(share_of_parameters(own, mesh)), mesh, updates)
 
     def products(x: jax.Array | LowRank) -> jax.Array:
         if isinstance(x, LowRank):
@@ -171,7 +177,7 @@ def finite_rows(updates: PyTree) -> jax.Array:
     return jnp.stack([finite(x) for x in arrays]).all(axis=0)
 
 
-def weighted_sum(coefficients: PyTree, updates: PyTree) -> PyTree:
+def weighted_sum(coefficients: PyTree, updates: PyTree, *, mesh: Mesh | None = None) -> PyTree:
     """Linear combination of the clients' updates, `sum_i coefficients_i * updates_i`.
 
     Rows of coefficient 0 are absent: they may hold NaN or Inf. The plain product is taken first and the rows are masked
@@ -181,6 +187,7 @@ def weighted_sum(coefficients: PyTree, updates: PyTree) -> PyTree:
     Args:
       coefficients: `[C]`, or a tree shaped like `updates` with `[C]` leaves.
       updates: tree with leaves `[C, ...]`.
+      mesh: mesh over which the client axis lies. Then each device sums over its clients, and one all-reduce adds up.
 
     Returns:
       Tree with leaves `[...]` in the dtype of `updates`.
@@ -199,46 +206,58 @@ def weighted_sum(coefficients: PyTree, updates: PyTree) -> PyTree:
         if leaf.shape != (count,):
             raise ValueError(f"coefficients must be [C] with C = {count}, got the shape {leaf.shape}.")
 
-    def combine(c: jax.Array, x: jax.Array | LowRank) -> jax.Array:
-        dtype = accumulator(x)
-        if isinstance(x, LowRank):
-            return reduce.combination(c, x, dtype).astype(x.dtype)
-        total = jnp.tensordot(c.astype(dtype), x, axes=1, precision=_HIGHEST, preferred_element_type=dtype)
-        return total.astype(x.dtype)
+    if divides(mesh, count):
+        assert mesh is not None
+        sums = all_reduced(_sums, mesh, per_leaf, updates)
+    else:
+        sums = _sums(per_leaf, updates)
+    return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, updates)
 
-    def combine_present(c: jax.Array, x: jax.Array | LowRank) -> jax.Array:
-        if isinstance(x, LowRank):
-            return combine(c, keep(c != 0, x))
-        rows = _rows(x)
-        length = rows.shape[1]
-        width = min(length, max(64, _BLOCK // count))
 
-        def block(start: jax.Array | int) -> jax.Array:
-            columns = jax.lax.dynamic_slice_in_dim(rows, start, width, axis=1)
-            return combine(c, jnp.where((c != 0)[:, None], columns, jnp.zeros((), x.dtype)))
-
-        def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
-            start = jnp.minimum(index * width, length - width)
-            return jax.lax.dynamic_update_slice_in_dim(total, block(start), start, axis=0)
-
-        if width == length:
-            return block(0).reshape(x.shape[1:])
-        num_blocks = -(-length // width)
-        return jax.lax.fori_loop(0, num_blocks, add_block, jnp.zeros(length, x.dtype)).reshape(x.shape[1:])
-
-    pairs = list(zip(jax.tree.leaves(per_leaf), _leaves(updates), strict=True))
-    plain = [combine(c, x) for c, x in pairs]
+def _sums(coefficients: PyTree, updates: PyTree) -> PyTree:
+    """`weighted_sum` with coefficients for every leaf, in the accumulators' dtype."""
+    pairs = list(zip(jax.tree.leaves(coefficients), _leaves(updates), strict=True))
+    plain = [_combine(c, x) for c, x in pairs]
     finite = jnp.stack([jnp.isfinite(x).all() for x in plain]).all()
-    sums = jax.lax.cond(finite, lambda: plain, lambda: [combine_present(c, x) for c, x in pairs])
+    sums = jax.lax.cond(finite, lambda: plain, lambda: [_combine_present(c, x) for c, x in pairs])
     return jax.tree.unflatten(jax.tree.structure(updates, is_leaf=is_low_rank), sums)
 
 
-def weighted_mean(updates: PyTree, weights: PyTree) -> PyTree:
+def _combine(c: jax.Array, x: jax.Array | LowRank) -> jax.Array:
+    dtype = accumulator(x)
+    if isinstance(x, LowRank):
+        return reduce.combination(c, x, dtype)
+    return jnp.tensordot(c.astype(dtype), x, axes=1, precision=_HIGHEST, preferred_element_type=dtype)
+
+
+def _combine_present(c: jax.Array, x: jax.Array | LowRank) -> jax.Array:
+    """The same over the rows of which the coefficient is not 0, in blocks of columns."""
+    if isinstance(x, LowRank):
+        return _combine(c, keep(c != 0, x))
+    rows = _rows(x)
+    count, length = rows.shape
+    width = min(length, max(64, _BLOCK // count))
+
+    def block(start: jax.Array | int) -> jax.Array:
+        return _combine(c, keep(c != 0, jax.lax.dynamic_slice_in_dim(rows, start, width, axis=1)))
+
+    def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
+        start = jnp.minimum(index * width, length - width)
+        return jax.lax.dynamic_update_slice_in_dim(total, block(start), start, axis=0)
+
+    if width == length:
+        return block(0).reshape(x.shape[1:])
+    num_blocks = -(-length // width)
+    return jax.lax.fori_loop(0, num_blocks, add_block, jnp.zeros(length, accumulator(x))).reshape(x.shape[1:])
+
+
+def weighted_mean(updates: PyTree, weights: PyTree, *, mesh: Mesh | None = None) -> PyTree:
     """Weighted mean over clients, leaf by leaf; 0 where a leaf's weights sum to 0.
 
     Args:
       updates: tree with leaves `[C, ...]`.
       weights: `[C]` at least 0, or a tree shaped like `updates` with `[C]` leaves; 0 means absent.
+      mesh: as in `weighted_sum`.
 
     Returns:
       Tree with leaves `[...]` in the dtype of `updates`.
@@ -254,4 +273,4 @@ def weighted_mean(updates: PyTree, weights: PyTree) -> PyTree:
         total = w.sum()
         return w / jnp.where(total > 0, total, jnp.ones_like(total))
 
-    return weighted_sum(jax.tree.map(normalise, _per_leaf(weights, updates)), updates)
+    return weighted_sum(jax.tree.map(normalise, _per_leaf(weights, updates)), updates, mesh=mesh)

@@ -112,7 +112,8 @@ class FederatedAlgorithm(NamedTuple):
 Aggregator: TypeAlias = optax.GradientTransformationExtraArgs
 """An optax transformation whose input leaves have the client axis and whose output leaves have not.
 
-`update(updates, state, params=None, *, weights=None, key=None, byzantine=None)`: `weights` is `[C]`, or a tree shaped
-like `updates` with `[C]` leaves when layers are masked; 0 means absent. Attacks have the same face but keep the client
-axis.
+`update(updates, state, params=None, *, weights=None, key=None, byzantine=None, mesh=None)`: `weights` is `[C]`, or a
+tree shaped like `updates` with `[C]` leaves when layers are masked; 0 means absent. `mesh` is given when the client
+axis lies on one. Attacks have the same face but keep the client axis. As all of optax's extra arguments, those that a
+transformation does not read must be let through by `**extra_args`.
 """

@@ -4,6 +4,8 @@ from cedarjax.core.dataset import FederatedDataset as FederatedDataset
 from cedarjax.core.dataset import pad_cohort as pad_cohort
 from cedarjax.core.dataset import sample_cohort as sample_cohort
 from cedarjax.core.dataset import take_clients as take_clients
+from cedarjax.data.blocks import prefetch as prefetch
+from cedarjax.data.blocks import rows_as_cohort as rows_as_cohort
 from cedarjax.data.federated import federated_dataset as federated_dataset
 from cedarjax.data.federated import from_partition as from_partition
 from cedarjax.data.federated import select_clients as select_clients
@@ -30,6 +32,8 @@ __all__ = [
     "natural",
     "pad_cohort",
     "quantity_skew",
+    "prefetch",
+    "rows_as_cohort",
     "sample_cohort",
     "select_clients",
     "shards",

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from cedarjax.core.cohort import MapFn, cohort_map
 from cedarjax.core.lowrank import dense
@@ -249,6 +250,7 @@ def cedar(
         params: Params | None = None,
         *,
         weights: PyTree | None = None,
+        mesh: Mesh | None = None,
         **extra_args: PyTree,
     ) -> tuple[PyTree, CedarState]:
         del extra_args
@@ -296,6 +298,6 @@ def cedar(
             ok=~blind & (client_weights != 0).any(),
         )
         num_dropped = state.num_dropped + dropped.sum(dtype=jnp.int32)
-        return weighted_sum(coefficients, updates), CedarState(num_dropped, info)
+        return weighted_sum(coefficients, updates, mesh=mesh), CedarState(num_dropped, info)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from cedarjax.core.trees import weighted_mean
 from cedarjax.core.types import Aggregator, PyTree
@@ -29,8 +30,9 @@ def mean() -> Aggregator:
     finite is absent.
 
     Returns:
-      An `Aggregator` that reads `weights=` (`[C]`, a tree of `[C]` leaves, or `None` for equal weights). Same dtype
-      out as in. Absent clients may hold anything; no copy of the `[C, D]` updates is made while everything is finite.
+      An `Aggregator` that reads `weights=` (`[C]`, a tree of `[C]` leaves, or `None` for equal weights) and `mesh=`.
+      Same dtype out as in. Absent clients may hold anything; no copy of the `[C, D]` updates is made while everything
+      is finite.
 
     Raises:
       ValueError: when `update` is traced, if the client axes or structures disagree.
@@ -54,11 +56,12 @@ def mean() -> Aggregator:
         params: PyTree | None = None,
         *,
         weights: PyTree | None = None,
+        mesh: Mesh | None = None,
         **extra_args: PyTree,
     ) -> tuple[PyTree, MeanState]:
         del params, extra_args
         presence = read_presence(updates, weights)
         num_nonfinite = state.num_nonfinite + presence.nonfinite.sum(dtype=jnp.int32)
-        return weighted_mean(updates, presence.weights), MeanState(num_nonfinite)
+        return weighted_mean(updates, presence.weights, mesh=mesh), MeanState(num_nonfinite)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import cedarjax as cj
-from cedarjax.core import Cohort, LocalUpdate, Upload, federated_round, streamed_round
+from cedarjax.core import Cohort, LocalUpdate, Upload, federated_round, stream_blocks, streamed_round
 
 PARAMS = {"a": jnp.array([1.0, -2.0]), "b": jnp.float32(0.5)}
 
@@ -105,3 +105,41 @@ def test_a_cohort_whose_parts_disagree():
     algorithm = streamed_round(LOCAL, optax.sgd(1.0))
     with pytest.raises(ValueError, match="cohort.client_id must have the client axis"):
         algorithm.step(algorithm.init(PARAMS), make_cohort(3)._replace(client_id=jnp.arange(2)), jax.random.key(0))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_round_in_blocks_is_a_round(sharded, masked, mesh):
+    """Blocks of any size, the last one smaller: totals, states and infos are those of the whole cohort."""
+    cohort, key = make_cohort(11, masked, bad=(3,)), jax.random.key(0)
+    options = {"chunk_size": 2, "mesh": mesh if sharded else None}
+    want, want_state, want_info = step_of(streamed_round(LOCAL, optax.sgd(0.5, momentum=0.9), **options), cohort)
+    stream = stream_blocks(LOCAL, optax.sgd(0.5, momentum=0.9), **options)
+    state, states, infos = stream.init(PARAMS), [], []
+    totals, add = stream.start(state), jax.jit(stream.add)
+    for start in range(0, 11, 4):
+        block = jax.tree.map(lambda x, start=start: x[start : start + 4], cohort)
+        totals, client_state, info = add(state, totals, block, key)
+        states.append(client_state)
+        infos.append(info)
+    state, told = stream.finish(state, totals, key)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state, want)
+    np.testing.assert_array_equal(np.concatenate(states), want_state)
+    np.testing.assert_allclose(np.concatenate(infos), want_info.local, rtol=1e-6)
+    assert told[0] == want_info.server[0] == int(cohort.weights[3] > 0)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_no_copy_of_the_data_is_made(chunk_size):
+    """Temporaries do not grow with the clients: neither their data nor their updates are held twice."""
+    local = cj.local.sgd(lambda w, x, key: jnp.mean((x @ w) ** 2), optax.sgd(0.1), batch_size=2)
+    algorithm = streamed_round(local, optax.sgd(1.0), chunk_size=chunk_size)
+
+    def temporaries(count):
+        rows = jnp.full(count, 4, jnp.int32)
+        cohort = Cohort(cj.ClientData(jnp.zeros((count, 4, 500)), rows, rows), jnp.ones(count), jnp.arange(count))
+        args = (algorithm.init(jnp.zeros((500, 3))), cohort, jax.random.key(0))
+        return jax.jit(algorithm.step).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+    per_client = (temporaries(128) - temporaries(64)) / 64
+    assert per_client < 100  # bytes: a loss, a count of steps, a key; the data of a client are 8000

@@ -8,6 +8,8 @@ While the device works on one block the host makes and sends the next; each of s
 of every block. Each client trains an MLP 784-128-10 on 20 examples for two steps of SGD.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import resource
 import sys
@@ -41,7 +43,7 @@ class Options:
 
     clients: int = 1_000_000
     """Clients of the round."""
-    block: int = 2000
+    block: int = 500
     """Clients that are brought to the devices at once, rounded up to whole chunks on all of them."""
     chunk: int = 50
     """Clients that are mapped together on each device."""
@@ -145,11 +147,13 @@ def lay_out(options: Options) -> Layout:
 
 def blocks(num_clients: int, layout: Layout, make: BlockFn) -> Iterator[cj.Cohort]:
     """What this process has of each block; the last one is filled up with absent clients."""
-    for first in range(layout.start, layout.start + num_clients, layout.block):
+
+    def part(first: int) -> cj.Cohort:
         block = make(first, layout.share)
-        present = np.arange(first, first + layout.share) < num_clients
-        weights: Any = np.where(present, block.weights, 0).astype(np.float32)
-        yield block._replace(weights=weights)
+        weights: Any = np.where(block.client_id < num_clients, block.weights, 0).astype(np.float32)
+        return block._replace(weights=weights)
+
+    return map(part, range(layout.start, layout.start + num_clients, layout.block))
 
 
 def problem() -> tuple[Callable[[], Any], cj.LossFn]:
@@ -197,7 +201,7 @@ def run(options: Options, console: Console) -> tuple[dict[str, Any], Any]:
         return stream.finish(state, totals, jax.random.key(1))[0].params
 
     state, totals = jax.jit(begin, out_shardings=everywhere)()
-    ahead = cj.data.prefetch(blocks(options.clients, layout, make), sharding=clients)
+    ahead = cj.data.prefetch(blocks(options.clients, layout, make), size=1, sharding=clients)
     block: cj.Cohort | None = next(ahead)
     added = jax.jit(add, donate_argnums=1, out_shardings=everywhere).lower(state, totals, block).compile()
     losses: list[float] = []
@@ -239,10 +243,20 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def share_one_arena() -> None:
+    """Has all threads allocate from one place, with glibc; does nothing with other allocators.
+
+    Otherwise each of XLA's threads keeps large buffers that it has freed, and the peak creeps up with the blocks.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line; returns the exit status."""
     options = tyro.cli(Options, prog="python -m experiments.scale", args=arguments)
     console = Console()
+    share_one_arena()
     try:
         source(options)  # before the others are kept waiting
         if options.devices is not None and options.devices > jax.config.values["jax_num_cpu_devices"]:

@@ -49,6 +49,7 @@ def prefetch(blocks: Iterable[PyTree], size: int = 2, sharding: Sharding | None 
         source, waiting = iter(blocks), collections.deque[PyTree]()
         for block in source:
             waiting.append(put(block))
+            del block  # or it would stay on the host while the next is made
             if len(waiting) == size:
                 yield waiting.popleft()
         yield from waiting

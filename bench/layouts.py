@@ -9,14 +9,15 @@ from jax.sharding import PartitionSpec as P
 
 import cedarjax as cj
 
-CHUNK_SIZES: tuple[int | None, ...] = (1, 10, 100, None)
-REPRESENTATIONS: tuple[cj.core.Representation, ...] = ("dense", "lowrank", "auto")
+CHUNK_SIZES: tuple[cj.core.ChunkSize, ...] = (1, 10, 100, None, "auto")
+LOW_RANK_CHUNK_SIZES: tuple[cj.core.ChunkSize, ...] = (10, 100, "auto")  # factors are for clients side by side
+REPRESENTATIONS: tuple[cj.core.Representation, ...] = ("dense", "auto")
 
 
 class Layout(NamedTuple):
     """How the clients lie on the hardware."""
 
-    chunk_size: int | None
+    chunk_size: cj.core.ChunkSize
     """As in `cohort_map`."""
     mesh: Mesh | None = None
     """As in `cohort_map`."""
@@ -28,9 +29,9 @@ class Layout(NamedTuple):
     @property
     def name(self) -> str:
         """For the tables."""
-        chunk = {None: "vmap", 1: "loop"}.get(self.chunk_size, f"chunks of {self.chunk_size}")
+        chunk = {None: "vmap", 1: "loop", "auto": "auto chunks"}.get(self.chunk_size, f"chunks of {self.chunk_size}")
         mesh = [] if self.mesh is None else [self.where]
-        form = [] if self.representation == "dense" else [self.representation]
+        form = [] if self.representation == "dense" else ["low rank"]
         return ", ".join([*mesh, *(["streamed"] if self.streamed else []), *form, chunk])
 
     @property
@@ -71,7 +72,7 @@ def meshes() -> list[Mesh | None]:
 def layouts(
     num_clients: int,
     *,
-    chunk_sizes: tuple[int | None, ...] = CHUNK_SIZES,
+    chunk_sizes: tuple[cj.core.ChunkSize, ...] = CHUNK_SIZES,
     streamed: tuple[bool, ...] = (False, True),
     representations: tuple[cj.core.Representation, ...] = REPRESENTATIONS,
 ) -> list[Layout]:
@@ -89,12 +90,13 @@ def layouts(
     found = []
     for mesh in meshes():
         most = -(-num_clients // (1 if mesh is None else mesh.size))
-        chunks = [size for size in chunk_sizes if size is not None and size < most]
-        collected = [*chunks, None] if None in chunk_sizes or not chunks else chunks
-        found += [
-            Layout(size, mesh, streams, form)
-            for form in representations
-            for streams in streamed
-            for size in ((chunks or [most]) if streams else collected)
-        ]
+        for form in representations:
+            offered = [size for size in chunk_sizes if form == "dense" or size in LOW_RANK_CHUNK_SIZES]
+            chunks = [size for size in offered if size == "auto" or (size is not None and size < most)]
+            collected = [*chunks, None] if None in offered or not chunks else chunks
+            found += [
+                Layout(size, mesh, streams, form)
+                for streams in streamed
+                for size in ((chunks or [most]) if streams else collected)
+            ]
     return found

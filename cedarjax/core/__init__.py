@@ -6,7 +6,10 @@ from cedarjax.core.batches import check_positive as check_positive
 from cedarjax.core.batches import mean_loss as mean_loss
 from cedarjax.core.batches import num_batches as num_batches
 from cedarjax.core.batches import shuffled_epochs as shuffled_epochs
+from cedarjax.core.batches import take_batch as take_batch
 from cedarjax.core.batches import take_rows as take_rows
+from cedarjax.core.chunks import ChunkSize as ChunkSize
+from cedarjax.core.cohort import CohortMap as CohortMap
 from cedarjax.core.cohort import MapFn as MapFn
 from cedarjax.core.cohort import cohort_map as cohort_map
 from cedarjax.core.correlation import pearson as pearson
@@ -18,6 +21,8 @@ from cedarjax.core.lowrank import LowRank as LowRank
 from cedarjax.core.lowrank import Representation as Representation
 from cedarjax.core.lowrank import dense as dense
 from cedarjax.core.lowrank import represented as represented
+from cedarjax.core.memory import MemoryEstimate as MemoryEstimate
+from cedarjax.core.memory import memory_estimate as memory_estimate
 from cedarjax.core.names import layer_bytes as layer_bytes
 from cedarjax.core.names import layer_leaves as layer_leaves
 from cedarjax.core.names import layer_mask as layer_mask
@@ -58,8 +63,10 @@ from cedarjax.core.types import Upload as Upload
 
 __all__ = [
     "Aggregator",
+    "ChunkSize",
     "ClientData",
     "Cohort",
+    "CohortMap",
     "FederatedAlgorithm",
     "FederatedDataset",
     "History",
@@ -67,6 +74,7 @@ __all__ = [
     "LossFn",
     "LowRank",
     "MapFn",
+    "MemoryEstimate",
     "Params",
     "PyTree",
     "Representation",
@@ -94,6 +102,7 @@ __all__ = [
     "leaf_names",
     "masked_scan",
     "mean_loss",
+    "memory_estimate",
     "num_batches",
     "num_clients",
     "optimiser_step",
@@ -106,6 +115,7 @@ __all__ = [
     "sq_norms",
     "stream_blocks",
     "streamed_round",
+    "take_batch",
     "take_clients",
     "take_info",
     "take_rows",

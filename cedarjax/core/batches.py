@@ -115,6 +115,22 @@ def take_rows(examples: PyTree, indices: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), examples)
 
 
+def take_batch(examples: PyTree, stream: Stream, step: jax.Array, batch_size: int) -> PyTree:
+    """The batch of a step; zeros for a client without rows, whose padding may hold anything.
+
+    Args:
+      examples: leaves `[M, ...]`.
+      stream: from `shuffled_epochs`.
+      step: int32 scalar, counted from 0.
+      batch_size: static number of rows.
+
+    Returns:
+      Leaves `[B, ...]`, finite where the client's rows are.
+    """
+    batch = take_rows(examples, batch_indices(stream, step, batch_size))
+    return jax.tree.map(lambda x: jnp.where(stream.num_rows > 0, x, jnp.zeros((), x.dtype)), batch)
+
+
 def mean_loss(loss_fn: LossFn, params: Params, examples: PyTree, mask: jax.Array, key: jax.Array) -> jax.Array:
     """Exact mean of a loss over the rows of a mask.
 

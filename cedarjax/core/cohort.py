@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from cedarjax.core.chunks import ChunkSize, check_chunk_size, resolve_chunk_size
 from cedarjax.core.trees import num_clients
 from cedarjax.core.types import PyTree
 
@@ -35,6 +36,15 @@ def client_mesh(mesh: Mesh) -> Mesh:
       A mesh whose axes are all `AxisType.Auto`.
     """
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def _on_device(chunk_size: int | None, fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree:
+    count = num_clients(per_client)
+    if chunk_size is None or 1 < count <= chunk_size:
+        return jax.vmap(lambda *one: fun(shared, *one))(*per_client)
+    if chunk_size == 1 or count == 1:
+        return jax.lax.map(lambda one: fun(shared, *one), per_client)
+    return _in_chunks(lambda *one: fun(shared, *one), per_client, count, chunk_size)
 
 
 def _in_chunks(fun: Callable[..., PyTree], per_client: tuple[PyTree, ...], count: int, chunk_size: int) -> PyTree:
@@ -60,15 +70,16 @@ def _in_chunks(fun: Callable[..., PyTree], per_client: tuple[PyTree, ...], count
 class CohortMap:
     """A `MapFn` from `cohort_map`, which says what its fields mean; on a mesh, aggregators are told of it."""
 
-    chunk_size: int | None = None
+    chunk_size: ChunkSize = None
     """Clients per chunk on each device, or None for all."""
     mesh: Mesh | None = None
     """Mesh that the client axis lies on, or None for one device."""
 
     def __call__(self, fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree:
         """Results of all clients, leaves `[C, ...]`."""
+        chunk_size = resolve_chunk_size(self.chunk_size, fun, shared, per_client, self.mesh)
         if self.mesh is None:
-            return self._on_device(fun, shared, *per_client)
+            return _on_device(chunk_size, fun, shared, *per_client)
         count = num_clients(per_client)
         padded = -(-count // self.mesh.size) * self.mesh.size
         if padded != count:
@@ -76,7 +87,7 @@ class CohortMap:
             per_client = jax.tree.map(lambda x: x[rows], per_client)
         # check_vma=False keeps the gradient of the replicated `shared` local: JAX would sum it over devices otherwise.
         results = jax.shard_map(
-            lambda shared, per_client: self._on_device(fun, shared, *per_client),
+            lambda shared, per_client: _on_device(chunk_size, fun, shared, *per_client),
             mesh=self.mesh,
             in_specs=(P(), P(self.mesh.axis_names)),
             out_specs=P(self.mesh.axis_names),
@@ -84,25 +95,18 @@ class CohortMap:
         )(shared, per_client)
         return results if padded == count else jax.tree.map(lambda x: x[:count], results)
 
-    def _on_device(self, fun: Callable[..., PyTree], shared: PyTree, *per_client: PyTree) -> PyTree:
-        count = num_clients(per_client)
-        if self.chunk_size is None or 1 < count <= self.chunk_size:
-            return jax.vmap(lambda *one: fun(shared, *one))(*per_client)
-        if self.chunk_size == 1 or count == 1:
-            return jax.lax.map(lambda one: fun(shared, *one), per_client)
-        return _in_chunks(lambda *one: fun(shared, *one), per_client, count, self.chunk_size)
 
-
-def cohort_map(chunk_size: int | None = None, mesh: Mesh | None = None) -> CohortMap:
+def cohort_map(chunk_size: ChunkSize = None, mesh: Mesh | None = None) -> CohortMap:
     """How the clients of a cohort are laid out on the hardware.
 
     `chunk_size=None` vmaps the whole cohort, which is what accelerators want; `chunk_size=1` loops over clients, whose
     weights then stay in cache, which is what CPUs want; `k` scans over chunks of `k` vmapped clients, which bounds
-    memory. Under a mesh the client axis is sharded over all its devices and chunks are per device; gradients taken
-    inside are each client's own.
+    memory; `"auto"` chooses from the hardware and from what one client holds in memory (`core.chunks`). Under a mesh
+    the client axis is sharded over all its devices and chunks are per device; gradients taken inside are each client's
+    own.
 
     Args:
-      chunk_size: clients per chunk on each device, or None for all.
+      chunk_size: clients per chunk on each device, None for all, or `"auto"`.
       mesh: mesh whose axes, all of them, carry the client axis; or None for one device. Its axis types
         do not matter, but arrays that lie on a mesh beforehand must lie on one with automatic axes.
 
@@ -118,6 +122,5 @@ def cohort_map(chunk_size: int | None = None, mesh: Mesh | None = None) -> Cohor
       >>> cohort_map(chunk_size=2)(double, jnp.float32(2.0), jnp.arange(5, dtype=jnp.float32))
       Array([0., 2., 4., 6., 8.], dtype=float32)
     """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be None or at least 1, got {chunk_size}.")
+    check_chunk_size(chunk_size)
     return CohortMap(chunk_size, None if mesh is None else client_mesh(mesh))

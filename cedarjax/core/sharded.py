@@ -70,7 +70,7 @@ def share_of_parameters(updates: PyTree, mesh: Mesh) -> PyTree:
     def share(x: jax.Array | LowRank) -> jax.Array | LowRank:
         if not isinstance(x, LowRank):
             return exchange(x.reshape(x.shape[0], -1), 1)
-        right, intact = (lax.all_gather(part, mesh.axis_names, tiled=True) for part in (x.right, x.intact))
-        return LowRank(exchange(x.left, 2), right, intact)
+        x = x.checked()
+        return LowRank.of((exchange(x.left, 2), lax.all_gather(x.right, mesh.axis_names, tiled=True)))
 
     return jax.tree.map(share, updates, is_leaf=is_low_rank)

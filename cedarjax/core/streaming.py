@@ -5,6 +5,7 @@ added to a running total inside the scan, so no `[C, D]` array ever exists. `str
 the device; `stream_blocks` takes it apart, so that blocks of a cohort that does not fit can be brought in one by one.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from cedarjax.core.chunks import ChunkSize, check_chunk_size, resolve_chunk_size
 from cedarjax.core.cohort import client_mesh
 from cedarjax.core.dataset import pad_cohort
 from cedarjax.core.rounds import apply_server, check_cohort, client_keys, init_server, keep_absent, upload_weights
@@ -47,7 +49,11 @@ class RoundStream(NamedTuple):
 
 
 def stream_blocks(
-    local_update: LocalUpdate, server_tx: optax.GradientTransformation, *, chunk_size: int = 1, mesh: Mesh | None = None
+    local_update: LocalUpdate,
+    server_tx: optax.GradientTransformation,
+    *,
+    chunk_size: ChunkSize = 1,
+    mesh: Mesh | None = None,
 ) -> RoundStream:
     """The parts of `streamed_round`, for cohorts that are brought to the device block by block.
 
@@ -57,7 +63,7 @@ def stream_blocks(
     Args:
       local_update: one client's work.
       server_tx: server optimiser only; it sees the weighted mean, without a client axis.
-      chunk_size: clients that are vmapped together on each device.
+      chunk_size: clients that are vmapped together on each device, or `"auto"`, as in `cohort_map`.
       mesh: mesh whose axes, all of them, carry the client axis; or None for one device.
 
     Returns:
@@ -81,8 +87,9 @@ def stream_blocks(
       >>> print(state.params)
       4.0
     """
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    check_chunk_size(chunk_size)
+    if chunk_size is None:
+        raise ValueError('chunk_size must be "auto" or at least 1, got None: all clients at once is no stream.')
     server_tx = optax.with_extra_args_support(server_tx)
     mesh = None if mesh is None else client_mesh(mesh)
     num_devices = 1 if mesh is None else mesh.size
@@ -90,12 +97,14 @@ def stream_blocks(
     def one_client(params: PyTree, state: PyTree, data: PyTree, key: jax.Array) -> tuple[Upload, PyTree, PyTree]:
         return local_update.update(params, state, data, key)
 
-    def stream(params: PyTree, totals: Totals, block: Cohort, keys: jax.Array) -> tuple[Totals, PyTree, PyTree]:
+    def stream(
+        size: int, params: PyTree, totals: Totals, block: Cohort, keys: jax.Array
+    ) -> tuple[Totals, PyTree, PyTree]:
         count = block.weights.shape[0]
 
         def add_chunk(totals: Totals, start: jax.Array) -> tuple[Totals, tuple[PyTree, PyTree]]:
             # Cut out by hand: reshaped to [chunks, chunk_size, ...], XLA:CPU may copy all clients' data first.
-            part, part_keys = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk_size), (block, keys))
+            part, part_keys = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), (block, keys))
             upload, client_state, info = jax.vmap(one_client, in_axes=(None, 0, 0, 0))(
                 params, part.state, part.data, part_keys
             )
@@ -113,7 +122,7 @@ def stream_blocks(
             )
             return totals, (keep_absent(part.weights, client_state, part.state), info)
 
-        starts = jnp.arange(0, count, chunk_size, dtype=jnp.int32)
+        starts = jnp.arange(0, count, size, dtype=jnp.int32)
         totals, told = jax.lax.scan(add_chunk, totals, starts)
         return totals, *jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), told)
 
@@ -123,16 +132,18 @@ def stream_blocks(
 
     def add(state: ServerState, totals: Totals, block: Cohort, key: jax.Array) -> tuple[Totals, PyTree, PyTree]:
         count = check_cohort(block)
-        per_step = chunk_size * num_devices
-        block = pad_cohort(block, -(-count // per_step) * per_step)
         keys = client_keys(jax.random.split(key)[0], block.client_id)
-        run: Callable[..., tuple[Totals, PyTree, PyTree]] = stream
+        size = resolve_chunk_size(chunk_size, one_client, state.params, (block.state, block.data, keys), mesh) or count
+        size = min(size, -(-count // num_devices))
+        padded = pad_cohort(block, -(-count // (size * num_devices)) * size * num_devices)
+        keys = keys if padded is block else client_keys(jax.random.split(key)[0], padded.client_id)
+        run: Callable[..., tuple[Totals, PyTree, PyTree]] = functools.partial(stream, size)
         if mesh is not None:
             clients = P(mesh.axis_names)
 
             def sharded_stream(params: PyTree, start: Totals, block: Cohort, keys: jax.Array) -> tuple:
                 zeros = jax.tree.map(jnp.zeros_like, start)
-                sums, client_state, info = stream(params, zeros, block, keys)
+                sums, client_state, info = stream(size, params, zeros, block, keys)
                 return jax.tree.map(jnp.add, start, jax.lax.psum(sums, mesh.axis_names)), client_state, info
 
             run = jax.shard_map(
@@ -142,7 +153,7 @@ def stream_blocks(
                 out_specs=(P(), clients, clients),
                 check_vma=False,
             )
-        totals, client_state, info = run(state.params, totals, block, keys)
+        totals, client_state, info = run(state.params, totals, padded, keys)
         client_state, info = jax.tree.map(lambda x: x[:count], (client_state, info))
         return totals, client_state, info
 
@@ -160,7 +171,11 @@ def stream_blocks(
 
 
 def streamed_round(
-    local_update: LocalUpdate, server_tx: optax.GradientTransformation, *, chunk_size: int = 1, mesh: Mesh | None = None
+    local_update: LocalUpdate,
+    server_tx: optax.GradientTransformation,
+    *,
+    chunk_size: ChunkSize = 1,
+    mesh: Mesh | None = None,
 ) -> FederatedAlgorithm:
     """A federated round that averages while it maps, `delta = sum_i w_i delta_i / sum_i w_i`.
 
@@ -170,7 +185,7 @@ def streamed_round(
     Args:
       local_update: one client's work.
       server_tx: server optimiser only; it sees the weighted mean, without a client axis.
-      chunk_size: clients that are vmapped together on each device.
+      chunk_size: clients that are vmapped together on each device, or `"auto"`, as in `cohort_map`.
       mesh: mesh whose axes, all of them, carry the client axis; or None for one device.
 
     Returns:

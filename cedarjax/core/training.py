@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cedarjax.core.batches import Stream, batch_indices, take_rows
+from cedarjax.core.batches import Stream, take_batch
 from cedarjax.core.steps import masked_scan
 from cedarjax.core.types import LossFn, Params, PyTree
 
@@ -74,7 +74,7 @@ def train(
     """
 
     def step(carry: tuple[Params, PyTree], index: jax.Array) -> tuple[tuple[Params, PyTree], jax.Array]:
-        batch = take_rows(examples, batch_indices(stream, index, batch_size))
+        batch = take_batch(examples, stream, index, batch_size)
         *carry_after, loss = optimiser_step(loss_fn, tx, *carry, batch, jax.random.fold_in(key, index), adjust_fn)
         return tuple(carry_after), loss
 

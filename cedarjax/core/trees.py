@@ -167,14 +167,15 @@ def finite_rows(updates: PyTree) -> jax.Array:
     """
     num_clients(updates)
 
-    def finite(x: jax.Array) -> jax.Array:
+    def finite(x: jax.Array | LowRank) -> jax.Array:
+        if isinstance(x, LowRank):
+            return reduce.finite_rows(x, accumulator(x))
         # 0 * x is 0 or NaN, and the product costs a CPU a seventh of `isfinite(x).all(axis=1)`. A maximum would not do:
         # XLA:CPU loses a NaN among a few thousand numbers.
         rows = _rows(x)
         return jnp.isfinite(jnp.matmul(rows, jnp.zeros(rows.shape[1], x.dtype), precision=_HIGHEST))
 
-    arrays = [x for x in jax.tree.leaves(updates) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([finite(x) for x in arrays]).all(axis=0)
+    return jnp.stack([finite(x) for x in _leaves(updates)]).all(axis=0)
 
 
 def weighted_sum(coefficients: PyTree, updates: PyTree, *, mesh: Mesh | None = None) -> PyTree:

@@ -22,7 +22,6 @@ from cedarjax.core import (
     PyTree,
     Representation,
     Upload,
-    batch_indices,
     check_positive,
     displacement,
     masked_scan,
@@ -30,7 +29,7 @@ from cedarjax.core import (
     optimiser_step,
     represented,
     shuffled_epochs,
-    take_rows,
+    take_batch,
 )
 
 
@@ -104,19 +103,20 @@ def cedar(
         support = shuffled_epochs(support_key, jnp.int32(0), data.num_support, **epochs)
         query = shuffled_epochs(query_key, data.num_support, num_query, **epochs)
 
+        num_pairs = num_batches(jnp.minimum(data.num_support, num_query), batch_size, num_epochs)
+
         def pair(
             carry: tuple[Params, PyTree, PyTree], index: jax.Array
         ) -> tuple[tuple[Params, PyTree, PyTree], jax.Array]:
             params, inner, outer = carry
             inner_key, outer_key = jax.random.split(jax.random.fold_in(loss_key, index))
             support_batch, query_batch = (
-                take_rows(data.examples, batch_indices(stream, index, batch_size)) for stream in (support, query)
+                take_batch(data.examples, stream, index, batch_size) for stream in (support, query)
             )
             params, inner, _ = optimiser_step(loss_fn, inner_tx, params, inner, support_batch, inner_key)
             params, outer, loss = optimiser_step(loss_fn, outer_tx, params, outer, query_batch, outer_key)
             return (params, inner, outer), loss
 
-        num_pairs = num_batches(jnp.minimum(data.num_support, num_query), batch_size, num_epochs)
         carry = (shared, inner_tx.init(shared), outer_tx.init(shared))
         # The smaller of two sets that share `length` rows has at most half of them.
         (params, _, _), loss = masked_scan(pair, carry, num_pairs, num_batches(length // 2, batch_size, num_epochs))

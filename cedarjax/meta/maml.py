@@ -23,12 +23,11 @@ from cedarjax.core import (
     PyTree,
     Representation,
     Upload,
-    batch_indices,
     check_positive,
     mean_loss,
     represented,
     shuffled_epochs,
-    take_rows,
+    take_batch,
 )
 
 StepLoss = Callable[[Params, jax.Array, jax.Array], jax.Array]
@@ -117,7 +116,7 @@ def maml(
             stream = shuffled_epochs(order_key, start, count, length=length, num_epochs=num_epochs)
 
             def batch_loss(params: Params, index: jax.Array, key: jax.Array) -> jax.Array:
-                batch = take_rows(data.examples, batch_indices(stream, index, size))
+                batch = take_batch(data.examples, stream, index, size)
                 return jnp.where(count > 0, loss_fn(params, batch, key), 0.0)
 
             return batch_loss
@@ -148,7 +147,7 @@ def maml(
     def num_rows(data: ClientData) -> int:
         length = jax.tree.leaves(data.examples)[0].shape[0]
         support, query = (length if size is None else size for size in (batch_size, query_batch_size))
-        return (1 if first_order else num_steps) * support + query
+        return query if first_order else 2 * num_steps * support + query
 
     held = represented(update, representation, inner_tx, num_rows=num_rows)
     return LocalUpdate(lambda params: (), held)

@@ -130,7 +130,7 @@ def test_rounds_keep_the_dtype():
 
 
 def test_layouts_have_names():
-    found = layouts(20, chunk_sizes=(1, 4, None))
+    found = layouts(20, chunk_sizes=(1, 4, None), representations=("dense",))
     mesh = f"mesh of {len(jax.devices())}"
     names = [layout.name for layout in found]
     assert names[:5] == ["loop", "chunks of 4", "vmap", "streamed, loop", "streamed, chunks of 4"]
@@ -138,9 +138,19 @@ def test_layouts_have_names():
     assert [layout.num_devices for layout in found] == [1] * 5 + [len(jax.devices())] * 3
 
 
+def test_factors_are_for_clients_side_by_side():
+    names = [layout.name for layout in layouts(20, chunk_sizes=(1, 10, "auto", None), representations=("auto",))]
+    assert names[:4] == [
+        "low rank, chunks of 10",
+        "low rank, auto chunks",
+        "streamed, low rank, chunks of 10",
+        "streamed, low rank, auto chunks",
+    ]
+
+
 def test_a_streamed_round_on_a_mesh_is_the_round():
     results = []
-    for layout in (Layout(1), layouts(9, chunk_sizes=(1,))[-1]):
+    for layout in (Layout(1), layouts(9, chunk_sizes=(1,), representations=("dense",))[-1]):
         case = federated.one_case("fedavg", "tiny", layout, 9, jnp.float32)
         results.append(federated.answer("fedavg", "tiny", 9, jax.jit(case.fun)(*case.args)))
     assert layout.streamed and layout.mesh is not None

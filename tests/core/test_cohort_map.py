@@ -81,7 +81,7 @@ def test_memory_of_a_chunk_and_not_of_the_cohort():
 
 @pytest.mark.parametrize("chunk_size", [0, -1])
 def test_chunk_size_must_be_positive(chunk_size):
-    with pytest.raises(ValueError, match=f"chunk_size must be None or at least 1, got {chunk_size}"):
+    with pytest.raises(ValueError, match=f'chunk_size must be "auto", None or at least 1, got {chunk_size}'):
         cohort_map(chunk_size)
 
 

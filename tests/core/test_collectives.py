@@ -76,7 +76,7 @@ def random_updates(num_clients, low_rank):
     def draw(*shape):
         return jnp.asarray(rng.normal(size=(num_clients, *shape)), jnp.float32)
 
-    kernel = cj.core.LowRank(draw(2, 41), draw(2, 30), jnp.ones(num_clients, bool)) if low_rank else draw(41, 30)
+    kernel = cj.core.LowRank.of((draw(2, 41), draw(2, 30))) if low_rank else draw(41, 30)
     return {"kernel": kernel, "bias": draw(7)}
 
 

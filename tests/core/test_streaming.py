@@ -97,7 +97,7 @@ def test_memory_does_not_grow_with_the_cohort():
 
 
 def test_chunk_size_must_be_positive():
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match='chunk_size must be "auto", None or at least 1, got 0'):
         streamed_round(LOCAL, optax.sgd(1.0), chunk_size=0)
 
 

@@ -8,58 +8,16 @@ matrix dense and goes on, so that the numbers are always those of the function, 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from cedarjax.core.lowrank.matrix import Choice, Matrix, Scalar
+from cedarjax.core.lowrank.matrix import Choice, Matrix, is_zero
+from cedarjax.core.lowrank.values import SPECIAL, Product, Splat, Stack, Value, dense, scalar
 
-
-class Splat(NamedTuple):
-    """A matrix of one number."""
-
-    value: Scalar
-    """The number."""
-    shape: tuple[int, ...]
-    """`(m, n)`."""
-    dtype: jnp.dtype
-    """Dtype of the matrix."""
-
-    def dense(self) -> jax.Array:
-        """The matrix itself."""
-        return jnp.full(self.shape, self.value, self.dtype)
-
-
-class Product(NamedTuple):
-    """Elementwise product of two matrices, of which only the sum is wanted."""
-
-    first: Matrix
-    """`[m, n]`."""
-    second: Matrix
-    """`[m, n]`."""
-
-    def dense(self) -> jax.Array:
-        """The product itself."""
-        return self.first.dense() * self.second.dense()
-
-
-class Stack(NamedTuple):
-    """What the steps of an unrolled scan gave, not stacked."""
-
-    values: list[Any]
-    """One a step."""
-
-    def dense(self) -> jax.Array:
-        """Stacked."""
-        return jnp.stack([dense(value) for value in self.values])
-
-
-Value: TypeAlias = Any
-"""An array, a literal of the jaxpr, or one of `Matrix`, `Splat`, `Product` and `Stack`."""
-SPECIAL = (Matrix, Splat, Product, Stack)
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -71,31 +29,22 @@ _CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-_IDENTITIES = (
+_IDENTITIES = ("copy", "stop_gradient", "name", "optimization_barrier", "pvary", "sharding_constraint")
+_MOVES = (
+    "broadcast_in_dim",
+    "concatenate",
     "copy",
+    "dynamic_slice",
+    "gather",
+    "reshape",
+    "rev",
+    "select_n",
+    "slice",
+    "squeeze",
     "stop_gradient",
-    "name",
-    "optimization_barrier",
-    "pvary",
-    "reduce_precision",
-    "sharding_constraint",
+    "transpose",
 )
-
-
-def dense(value: Value) -> Any:
-    """A value as an array or literal that every primitive takes."""
-    return value.dense() if isinstance(value, SPECIAL) else value
-
-
-def _scalar(value: Value) -> Scalar | None:
-    """The number that a value stands for, or None."""
-    if isinstance(value, Splat):
-        return value.value
-    if isinstance(value, SPECIAL):
-        return None
-    if isinstance(value, jax.Array):
-        return value if value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.inexact) else None
-    return float(value) if jnp.ndim(value) == 0 else None
+"""Primitives whose results hold nothing but numbers of their operands."""
 
 
 class Interpreter:
@@ -103,10 +52,13 @@ class Interpreter:
 
     Args:
       shapes: shapes of the matrices that are wanted by their factors.
+      given: arrays that hold the client's data. What is only moved about of them, a batch that a step is skipped on for
+        instance, is as finite as they are and needs no mask.
     """
 
-    def __init__(self, shapes: Collection[tuple[int, ...]]):
+    def __init__(self, shapes: Collection[tuple[int, ...]], given: Sequence[jax.Array] = ()):
         self.shapes = {*shapes, *(shape[::-1] for shape in shapes)}
+        self._given = {id(x): x for x in given}
         self.made_dense: list[str] = []
         """Primitives that asked for a low-rank matrix itself, in order."""
 
@@ -127,12 +79,29 @@ class Interpreter:
     def _apply(self, eqn: jex.JaxprEqn, operands: list[Value], debug_info: Any) -> list[Value]:
         name = eqn.primitive.name
         special = any(isinstance(operand, SPECIAL) for operand in operands)
-        if special or name in ("dot_general", "broadcast_in_dim"):
+        # A call of the client's data alone is looked into, to see whether it only moves them about.
+        if special or name in ("dot_general", "broadcast_in_dim") or (name in _CALLS and self._all_given(operands)):
             results = self._rule(name)(eqn, operands)
             if results is not None:
                 return results
         self.made_dense += [name for x in operands if isinstance(x, Matrix) and x.terms]
-        return _bind(eqn, [dense(operand) for operand in operands], debug_info)
+        results = _bind(eqn, [dense(operand) for operand in operands], debug_info)
+        return self._noted(results, name in _MOVES or _stays_finite(eqn, operands), operands)
+
+    def _noted(self, results: list[Any], moved: bool, operands: Sequence[Value]) -> list[Any]:
+        """The results, noted as given if they are moved from what is; integers always are finite."""
+        moved = moved and self._all_given(operands)
+        for x in results:
+            if moved or not jnp.issubdtype(x.dtype, jnp.inexact):
+                self._given[id(x)] = x
+        return results
+
+    def _all_given(self, operands: Sequence[Value]) -> bool:
+        """Whether all operands are the client's data or literals."""
+        return all(self._is_given(x) or not isinstance(x, (jax.Array, *SPECIAL)) for x in operands)
+
+    def _is_given(self, x: Value) -> bool:
+        return id(x) in self._given
 
     def _rule(self, name: str) -> Callable[[jex.JaxprEqn, list[Value]], list[Value] | None]:
         if name in _CALLS:
@@ -152,7 +121,7 @@ class Interpreter:
         index, *operands = operands
         results, *others = (self.run(branch.jaxpr, branch.consts, operands) for branch in eqn.params["branches"])
         for number, other in enumerate(others, start=1):
-            choice = Choice(index == number)
+            choice = Choice(index == number, self._is_given)
             results = [_choose(choice, a, b) for a, b in zip(other, results, strict=True)]
         return results
 
@@ -167,7 +136,9 @@ class Interpreter:
         columns: list[list[Value]] = [[None] * length for _ in eqn.outvars[num_carry:]]
         for step in reversed(range(length)) if eqn.params["reverse"] else range(length):
             slices = [
-                x.values[step] if isinstance(x, Stack) else lax.index_in_dim(dense(x), step, keepdims=False)
+                x.values[step]
+                if isinstance(x, Stack)
+                else self._noted([lax.index_in_dim(dense(x), step, keepdims=False)], True, [x])[0]
                 for x in stacked
             ]
             results = self.run(closed.jaxpr, closed.consts, [*consts, *carry, *slices])
@@ -190,11 +161,12 @@ class Interpreter:
             first = isinstance(lhs, Matrix)
             matrix, axis = (lhs, lhs_axes[0]) if first else (rhs, rhs_axes[0])
             x = jnp.moveaxis(dense(rhs), rhs_axes[0], -1) if first else jnp.moveaxis(dense(lhs), lhs_axes[0], -1)
-            product = matrix.apply(x, axis, precision).astype(out.dtype)
+            product = matrix.apply(x, axis, precision, out.dtype)
             return [jnp.moveaxis(product, -1, 0) if first else product]
+        lhs, rhs = dense(lhs), dense(rhs)
         if out.shape not in self.shapes or lhs.ndim - len(lhs_axes) != 1:
             return None
-        left, right = _rows(dense(lhs), lhs_axes), _rows(dense(rhs), rhs_axes)
+        left, right = (self._noted([_rows(x, axes)], True, [x])[0] for x, axes in ((lhs, lhs_axes), (rhs, rhs_axes)))
         return [Matrix.outer(left.astype(out.dtype), right.astype(out.dtype), precision)]
 
     def _mul(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
@@ -203,7 +175,7 @@ class Interpreter:
             return [Product(a, b)]
         if not isinstance(a, Matrix | Product):
             a, b = b, a
-        factor = _scalar(b)
+        factor = scalar(b)
         if factor is None:
             return None
         if isinstance(a, Product):
@@ -211,8 +183,8 @@ class Interpreter:
         return [a.times(factor)] if isinstance(a, Matrix) else None
 
     def _div(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
-        a, divisor = operands[0], _scalar(operands[1])
-        return None if divisor is None or not isinstance(a, Matrix) else [a.times(1.0 / divisor)]
+        a, divisor = operands[0], scalar(operands[1])
+        return None if divisor is None or is_zero(divisor) or not isinstance(a, Matrix) else [a.times(1.0 / divisor)]
 
     def _square(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
         (a,) = operands
@@ -252,6 +224,10 @@ class Interpreter:
         (a,), dtype = operands, eqn.params["new_dtype"]
         return [a.astype(dtype)] if isinstance(a, Matrix) and jnp.issubdtype(dtype, jnp.inexact) else None
 
+    def _reduce_precision(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        kept, info = eqn.params, jnp.finfo(_result(eqn).dtype)
+        return operands if kept["exponent_bits"] >= info.nexp and kept["mantissa_bits"] >= info.nmant else None
+
     def _reshape(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
         return operands if isinstance(operands[0], Matrix) and _result(eqn).shape == operands[0].shape else None
 
@@ -266,10 +242,10 @@ class Interpreter:
 
     def _select_n(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
         which, *cases = operands
-        which = which.value if isinstance(which, Splat) else which
+        which = which.value if isinstance(which, Splat) else dense(which)
         if len(cases) != 2 or jnp.ndim(which) != 0 or not all(isinstance(case, Matrix) for case in cases):
             return None
-        chosen = cases[1].where(Choice(jnp.asarray(which, bool)), cases[0])
+        chosen = cases[1].where(Choice(jnp.asarray(which, bool), self._is_given), cases[0])
         return None if chosen is None else [chosen]
 
 
@@ -279,6 +255,23 @@ def _choose(choice: Choice, a: Value, b: Value) -> Value:
         return a
     chosen = a.where(choice, b) if isinstance(a, Matrix) and isinstance(b, Matrix) else None
     return lax.select(choice.condition, *(jnp.asarray(dense(x)) for x in (a, b))) if chosen is None else chosen
+
+
+def _stays_finite(eqn: jex.JaxprEqn, operands: Sequence[Value]) -> bool:
+    """Whether finite operands give finite results: sums, products and quotients with a known number that is mild."""
+    numbers = [abs(float(x)) for x in operands if not isinstance(x, (jax.Array, *SPECIAL)) and jnp.ndim(x) == 0]
+    match eqn.primitive.name:
+        case "add" | "sub" | "mul":
+            return len(numbers) == 1 and numbers[0] <= 1
+        case "div":
+            return len(numbers) == 1 and not isinstance(operands[1], jax.Array) and 1 <= numbers[0] < float("inf")
+        case "convert_element_type":
+            aval: Any = eqn.invars[0].aval
+            to, given = eqn.params["new_dtype"], aval.dtype
+            if not jnp.issubdtype(to, jnp.floating) or not jnp.issubdtype(given, jnp.floating):
+                return jnp.finfo(to).bits >= 32 if jnp.issubdtype(to, jnp.floating) else True
+            return bool(jnp.finfo(to).max >= jnp.finfo(given).max)
+    return False
 
 
 def _bind(eqn: jex.JaxprEqn, operands: list[Any], debug_info: Any) -> list[Any]:

@@ -5,6 +5,7 @@ the parts, and so do inner products between two of them. Nothing here ever build
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -21,11 +22,25 @@ def is_zero(value: object) -> bool:
 
 
 def _times(a: Scalar, b: Scalar) -> Scalar:
-    return 0.0 if is_zero(a) or is_zero(b) else a * b
+    if is_zero(a) or is_zero(b):
+        return 0.0
+    a, b = _alike(a, b)
+    return a * b
 
 
 def _plus(a: Scalar, b: Scalar) -> Scalar:
-    return b if is_zero(a) else a if is_zero(b) else a + b
+    if is_zero(a) or is_zero(b):
+        return b if is_zero(a) else a
+    a, b = _alike(a, b)
+    return a + b
+
+
+def _alike(a: Scalar, b: Scalar) -> tuple[Scalar, Scalar]:
+    """Both in the wider dtype, where both are traced."""
+    if not isinstance(a, jax.Array) or not isinstance(b, jax.Array) or a.dtype == b.dtype:
+        return a, b
+    dtype = max(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    return a.astype(dtype), b.astype(dtype)
 
 
 def _scaled(coefficient: Scalar, x: jax.Array) -> jax.Array:
@@ -49,10 +64,15 @@ class Choice:
     """A choice between two values by a scalar condition.
 
     It masks an array once: what was the same factor before is the same factor after.
+
+    Args:
+      condition: bool scalar.
+      is_finite: tells of an array whether it is known to be finite whatever is chosen. Such factors stay as they are.
     """
 
-    def __init__(self, condition: jax.Array):
+    def __init__(self, condition: jax.Array, is_finite: Callable[[jax.Array], bool] = lambda x: False):
         self.condition = condition
+        self._is_finite = is_finite
         self._masked: dict[tuple[int, bool], tuple[jax.Array, jax.Array]] = {}
 
     def pick(self, a: Scalar, b: Scalar, dtype: jnp.dtype) -> Scalar:
@@ -68,6 +88,14 @@ class Choice:
             masked = jnp.where(self.condition, zero, x) if unless else jnp.where(self.condition, x, zero)
             self._masked[id(x), unless] = (masked, x)  # x is held, so that its id stays its own
         return self._masked[id(x), unless][0]
+
+    def mask_product(self, left: jax.Array, right: jax.Array, *, unless: bool) -> tuple[jax.Array, jax.Array]:
+        """Factors of a product that is zero where the condition says so: one is masked if the other is finite."""
+        if self._is_finite(left):
+            return left, self.mask(right, unless=unless)
+        if self._is_finite(right):
+            return self.mask(left, unless=unless), right
+        return self.mask(left, unless=unless), self.mask(right, unless=unless)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,7 +179,7 @@ class Matrix:
     def where(self, choice: Choice, other: "Matrix") -> "Matrix | None":
         """This if the condition holds, else the other; None if both have a base and not the same one.
 
-        The factors of a term that only one of them has are set to zero, both: what is not taken may not be finite.
+        A term that only one of them has is set to zero where it is not taken, also if it is not finite there.
         """
         with_base = self._base_of_both(other)
         if with_base is None:
@@ -159,7 +187,10 @@ class Matrix:
         mine, theirs = self._by_factors(), other._by_factors()
 
         def masked(term: Term, *, unless: bool) -> Term:
-            return Term(term.coefficient, *(choice.mask(x, unless=unless) for x in (term.left, term.right)))
+            a, b = (0.0, term.coefficient) if unless else (term.coefficient, 0.0)
+            known = isinstance(term.coefficient, int | float)  # a traced one may not be finite either
+            coefficient = term.coefficient if known else choice.pick(a, b, self.dtype)
+            return Term(coefficient, *choice.mask_product(term.left, term.right, unless=unless))
 
         terms = [
             term._replace(coefficient=choice.pick(term.coefficient, theirs[factors].coefficient, self.dtype))
@@ -171,29 +202,33 @@ class Matrix:
         scale = choice.pick(self.scale, other.scale, self.dtype)
         return dataclasses.replace(with_base, scale=scale, terms=tuple(terms))
 
-    def apply(self, x: jax.Array, axis: int, precision: lax.PrecisionLike) -> jax.Array:
+    def apply(self, x: jax.Array, axis: int, precision: lax.PrecisionLike, dtype: jnp.dtype | None = None) -> jax.Array:
         """`x [..., m]` times the matrix, `[..., n]`; with `axis=1`, `x [..., n]` times the transposed, `[..., m]`.
 
         Args:
           x: operand, contracted over its last axis.
           axis: axis of the matrix that is contracted.
           precision: of the products.
+          dtype: of the accumulation and the result; default: that of the matrix.
 
         Returns:
-          In the dtype of the matrix.
+          An array of that dtype.
         """
+        dtype = self.dtype if dtype is None else dtype
 
         def contract(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
-            return lax.dot_general(a, b, (((a.ndim - 1,), (axis,)), ((), ())), precision=precision)
+            contracted = (((a.ndim - 1,), (axis,)), ((), ()))
+            return lax.dot_general(a, b, contracted, precision=precision, preferred_element_type=dtype)
 
         parts = []
         if self.base is not None and not is_zero(self.scale):
             parts.append(_scaled(self.scale, contract(x, self.base, 1 - axis if self.transposed else axis)))
         for coefficient, left, right in self.terms:
             inner, outer = (left, right) if axis == 0 else (right, left)
-            parts.append(contract(_scaled(coefficient, contract(x, inner, 1)), outer, 0))
+            rows = _scaled(coefficient, contract(x, inner, 1))
+            parts.append(contract(rows, outer.astype(dtype), 0))
         if not parts:
-            return jnp.zeros((*x.shape[:-1], self.shape[1 - axis]), self.dtype)
+            return jnp.zeros((*x.shape[:-1], self.shape[1 - axis]), dtype)
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -214,24 +249,21 @@ class Matrix:
             total = total + _scaled(self.scale, _scaled(other.scale, jnp.sum(self.own_base * base)))
         return total
 
-    def factors(self) -> tuple[jax.Array, jax.Array]:
-        """`left [R, m]` and `right [R, n]`; the sum of all terms, coefficients included, is `left^T right`."""
+    def factors(self) -> list[tuple[jax.Array, jax.Array]]:
+        """Pairs `left [K, m]`, `right [K, n]`; all terms, coefficients included, are the sum of `left^T right`."""
         lefts: dict[int, tuple[jax.Array, jax.Array]] = {}
         for coefficient, left, right in self.terms:
             right = _scaled(coefficient, right)
             if id(left) in lefts:  # the same rows of data in two terms: one term
                 right = lefts[id(left)][1] + right
             lefts[id(left)] = (left, right)
-        if not lefts:
-            return jnp.zeros((0, self.shape[0]), self.dtype), jnp.zeros((0, self.shape[1]), self.dtype)
-        left, right = (jnp.concatenate(parts) for parts in zip(*lefts.values(), strict=True))
-        return left, right
+        return list(lefts.values())
 
     def dense(self) -> jax.Array:
         """The matrix itself, `[m, n]`."""
         total = None
         if self.terms:
-            left, right = self.factors()
+            left, right = (jnp.concatenate(parts) for parts in zip(*self.factors(), strict=True))
             total = lax.dot_general(left, right, (((0,), (0,)), ((), ())), precision=self.precision)
         if self.own_base is not None:
             base = _scaled(self.scale, self.own_base)

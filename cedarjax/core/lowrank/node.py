@@ -1,6 +1,7 @@
 """An update of a matrix by its factors: what stands in a tree of updates where a dense leaf would."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,79 +13,101 @@ from cedarjax.core.types import PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """`left^T right`, one client's update of a matrix `[m, n]`; with a leading client axis on all fields, all clients'.
+    """`sum_k left_k^T right_k`, one client's update of a matrix `[m, n]`.
 
-    `core.gram`, `core.weighted_sum` and their relatives read it, so every rule that rests on them does. Other functions
-    of the leaves must not: twice both factors is four times the update. Such arithmetic is found out (`intact` loses
-    its dtype) and refused; `core.dense` gives the array that it can have.
+    With a leading client axis on all fields it holds the updates of all clients. `core.gram`, `core.weighted_sum` and
+    their relatives read it, so every rule that rests on them does. Other functions of the leaves must not: twice both
+    factors is four times the update. One of the leaves is a PRNG key, on which arithmetic raises `TypeError`;
+    `core.dense` gives the array that it can have.
     """
 
-    left: jax.Array
-    """`[R, m]`."""
-    right: jax.Array
-    """`[R, n]`."""
-    intact: jax.Array
-    """True; of another dtype after arithmetic on the leaves."""
+    lefts: tuple[jax.Array, ...]
+    """`[R_k, m]` each; one pair of factors for every product that made the update, not copied together."""
+    rights: tuple[jax.Array, ...]
+    """`[R_k, n]` each."""
+    guard: jax.Array
+    """A key that nobody draws from: what is done to the leaves one by one fails on it."""
 
     @classmethod
-    def of(cls, left: jax.Array, right: jax.Array) -> "LowRank":
-        """One client's update."""
-        # Formed once: every reader would gather, mask and concatenate the rows of the batches anew.
-        left, right = lax.optimization_barrier((left, right))
-        return cls(left, right, jnp.ones((), bool))
+    def of(cls, *factors: tuple[jax.Array, jax.Array]) -> "LowRank":
+        """The sum of the products of pairs.
 
-    def checked(self) -> "LowRank":
-        """Itself.
+        Args:
+          *factors: at least one pair `left [R_k, m]`, `right [R_k, n]`, or with a client axis in front.
 
-        Raises:
-          TypeError: if arithmetic was done on the factors.
+        Returns:
+          The update.
         """
-        if self.intact.dtype != bool:
-            raise TypeError(
-                "updates must not be changed leaf by leaf while they are low-rank: put core.dense() in front, got a "
-                f"LowRank whose factors went through arithmetic (intact: {self.intact.dtype})."
-            )
-        return self
+        lefts, rights = zip(*factors, strict=True)
+        words = jnp.zeros((*lefts[0].shape[:-2], 2), jnp.uint32)
+        return cls(lefts, rights, jax.random.wrap_key_data(words, impl="threefry2x32"))
+
+    @property
+    def left(self) -> jax.Array:
+        """All left factors, `[R, m]`."""
+        return self.lefts[0] if len(self.lefts) == 1 else jnp.concatenate(self.lefts, axis=-2)
+
+    @property
+    def right(self) -> jax.Array:
+        """All right factors, `[R, n]`."""
+        return self.rights[0] if len(self.rights) == 1 else jnp.concatenate(self.rights, axis=-2)
+
+    @property
+    def rank(self) -> int:
+        """`R`, the number of rows of all factors: the rank is at most that."""
+        return sum(left.shape[-2] for left in self.lefts)
 
     @property
     def dtype(self) -> jnp.dtype:
         """Dtype of the matrix."""
-        return self.right.dtype
+        return self.rights[0].dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the matrix, the client axis included where there is one."""
-        return (*self.left.shape[:-2], self.left.shape[-1], self.right.shape[-1])
+        return (*self.lefts[0].shape[:-2], self.lefts[0].shape[-1], self.rights[0].shape[-1])
 
     @property
     def ndim(self) -> int:
         """Number of axes of the matrix."""
         return len(self.shape)
 
-    def astype(self, dtype: jnp.dtype) -> "LowRank":
-        """The update with both factors in another dtype."""
-        return dataclasses.replace(self, left=self.left.astype(dtype), right=self.right.astype(dtype))
+    def checked(self) -> "LowRank":
+        """Itself.
 
-    def scaled(self, factor: jax.Array) -> "LowRank":
-        """A multiple.
+        Raises:
+          TypeError: if its leaves were replaced by arrays of another kind.
+        """
+        if not jnp.issubdtype(self.guard.dtype, jax.dtypes.prng_key):
+            raise TypeError(
+                "updates must not be changed leaf by leaf while they are low-rank, use core.dense first; got a LowRank "
+                f"whose guard is {self.guard.dtype}."
+            )
+        return self
+
+    def map(self, left_fn: Callable[[jax.Array], jax.Array], right_fn: Callable[[jax.Array], jax.Array]) -> "LowRank":
+        """The update with functions of its factors for factors.
 
         Args:
-          factor: scalar, or `[C]` for one factor a client.
+          left_fn: applied to every left factor.
+          right_fn: applied to every right factor.
 
         Returns:
-          Of the same dtype.
+          The other update.
         """
-        factor = factor.astype(self.right.dtype)
-        return dataclasses.replace(self, right=self.right * factor.reshape(factor.shape + (1, 1)))
+        return dataclasses.replace(
+            self, lefts=tuple(map(left_fn, self.lefts)), rights=tuple(map(right_fn, self.rights))
+        )
+
+    def astype(self, dtype: jnp.dtype) -> "LowRank":
+        """The update with all factors in another dtype."""
+        return self.map(lambda x: x.astype(dtype), lambda x: x.astype(dtype))
 
     def dense(self) -> jax.Array:
         """The matrix itself, `[m, n]`, or `[C, m, n]`."""
-        self.checked()
-        batch = tuple(range(self.left.ndim - 2))
-        rows = self.left.ndim - 2
-        return lax.dot_general(
-            self.left, self.right, (((rows,), (rows,)), (batch, batch)), precision=lax.Precision.HIGHEST
-        )
+        left, right, rows = self.checked().left, self.right, self.lefts[0].ndim - 2
+        batch = tuple(range(rows))
+        return lax.dot_general(left, right, (((rows,), (rows,)), (batch, batch)), precision=lax.Precision.HIGHEST)
 
 
 def keep(condition: jax.Array, x: jax.Array | LowRank) -> jax.Array | LowRank:
@@ -109,7 +132,7 @@ def keep(condition: jax.Array, x: jax.Array | LowRank) -> jax.Array | LowRank:
             condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, jnp.zeros((), a.dtype)
         )
 
-    return dataclasses.replace(x, left=kept(x.left), right=kept(x.right)) if isinstance(x, LowRank) else kept(x)
+    return x.map(kept, kept) if isinstance(x, LowRank) else kept(x)
 
 
 def is_low_rank(x: object) -> bool:
@@ -128,7 +151,7 @@ def dense(updates: PyTree) -> PyTree:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> dense({"kernel": LowRank.of(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]]))})
+      >>> dense({"kernel": LowRank.of((jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]])))})
       {'kernel': Array([[3., 4.],
              [6., 8.]], dtype=float32)}
     """

@@ -1,0 +1,66 @@
+"""How many clients to map at once: what `cohort_map(chunk_size="auto")` decides.
+
+Measured with `python -m bench` (docs/performance.md). On a CPU what one client works on should stay in a core's cache:
+a client with a large model is best alone, and small ones share the cost of starting each operation, so that as many
+are taken as fit. On an accelerator all are taken, unless their memory does not suffice.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import jax
+from jax.sharding import Mesh
+
+from cedarjax.core.memory import memory_estimate
+from cedarjax.core.types import PyTree
+
+ChunkSize: TypeAlias = int | Literal["auto"] | None
+"""Clients that are mapped together on each device: a number, all of them (None), or what suits the hardware."""
+
+_CACHE_BYTES = 2**20  # of one core, its second level
+_MEMORY_SHARE = 0.6  # of an accelerator's memory: the data, the updates and the server need the rest
+
+
+def check_chunk_size(chunk_size: ChunkSize) -> None:
+    """Raises unless a chunk size is one.
+
+    Args:
+      chunk_size: what the caller gave.
+
+    Raises:
+      ValueError: naming the value.
+    """
+    given: Any = chunk_size
+    if given is not None and given != "auto" and not (isinstance(given, int) and given >= 1):
+        raise ValueError(f'chunk_size must be "auto", None or at least 1, got {chunk_size!r}.')
+
+
+def resolve_chunk_size(
+    chunk_size: ChunkSize,
+    fun: Callable[..., PyTree],
+    shared: PyTree,
+    per_client: tuple[PyTree, ...],
+    mesh: Mesh | None = None,
+) -> int | None:
+    """Clients per chunk, with a number or None in the place of `"auto"`.
+
+    Args:
+      chunk_size: what the caller gave.
+      fun: `fun(shared, *one_client)`.
+      shared: what all clients are given.
+      per_client: leaves `[C, ...]`.
+      mesh: where they will run; default: the first device.
+
+    Returns:
+      A number, or None for all clients at once. It depends on shapes and hardware alone.
+    """
+    if chunk_size != "auto":
+        return chunk_size
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    one_client = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), per_client)
+    estimate = memory_estimate(fun, shared, *one_client)
+    num_bytes = max(1, estimate.temporaries + estimate.results)
+    if device.platform == "cpu":
+        return max(1, _CACHE_BYTES // num_bytes)
+    available = (device.memory_stats() or {}).get("bytes_limit")
+    return None if available is None else max(1, int(_MEMORY_SHARE * available) // num_bytes)

@@ -17,7 +17,7 @@ from bench.measure import Workload, fastest, measure
 from bench.report import Result, print_ceilings, print_machine, print_result, write_json
 from bench.versus import compare
 
-Name = Literal["mlp", "cnn", "femnist", "maml_mlp", "maml_cnn", "cedar", "robust", "scale", "conv"]
+Name = Literal["mlp", "cnn", "femnist", "maml_mlp", "maml_cnn", "cedar", "robust", "scale", "conv", "chunks"]
 
 
 @dataclasses.dataclass(frozen=True)

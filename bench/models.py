@@ -113,6 +113,8 @@ def _convnet(window: int, channels: tuple[int, int], hidden: tuple[int, ...], na
 CONV_NAMES = {"k1": "conv1/kernel", "c1": "conv1/bias", "k2": "conv2/kernel", "c2": "conv2/bias"}
 NETWORKS = {
     "tiny": _mlp((16, 16, 4)),
+    "small": _mlp((64, 64, NUM_CLASSES)),
+    "medium": _mlp((128, 128, 128, NUM_CLASSES)),
     "mlp": _mlp((SIDE**2, 128, NUM_CLASSES)),
     "deep": _mlp((SIDE**2, 128, 64, 64, 64, NUM_CLASSES)),
     "cnn": _convnet(3, (16, 32), (), CONV_NAMES | {"w": "dense1/kernel", "b": "dense1/bias"}),

@@ -85,6 +85,21 @@ def filtered(local_update, **options):
     return cj.layers.upload_filter(local_update, features_fn, problem()[1], **options)
 
 
+def densely(local):
+    """Low-rank updates as arrays: how many factors they have follows the padding, what they are does not."""
+
+    def update(shared, client_state, data, key):
+        upload, client_state, info = local.update(shared, client_state, data, key)
+        return upload._replace(delta=cj.dense(upload.delta)), client_state, info._replace(rank=())
+
+    return cj.LocalUpdate(local.init, update)
+
+
+def low_rank_cedar():
+    tx = optax.sgd(0.5, momentum=0.9)
+    return densely(cj.meta.cedar(loss_fn, tx, optax.sgd(0.3), batch_size=2, representation="lowrank"))
+
+
 LOCAL_UPDATES = {
     "sgd": sgd,
     "prox_stragglers": lambda: cj.local.prox(0.5, loss_fn, optax.sgd(0.5), batch_size=4, num_steps_fn=stragglers),
@@ -92,6 +107,7 @@ LOCAL_UPDATES = {
     "maml": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2, batch_size=2, query_batch_size=2),
     "fomaml": lambda: cj.meta.maml(loss_fn, optax.sgd(0.5), 2, first_order=True),
     "reptile": lambda: cj.meta.reptile(loss_fn, optax.sgd(0.5), 3, batch_size=4),
+    "cedar_lowrank": low_rank_cedar,
     "filter_rcs": lambda: filtered(one_gradient(), num_skipped=1),
     "filter_bytes": lambda: filtered(one_gradient(), max_bytes=128, score="update_norm"),
     "filter_taylor": lambda: filtered(one_gradient(), num_skipped=1, score="taylor", loss_fn=loss_fn),

@@ -1,8 +1,8 @@
 """How many clients to map at once: what `cohort_map(chunk_size="auto")` decides.
 
-Measured with `python -m bench` (docs/performance.md). On a CPU what one client works on should stay in a core's cache:
-a client with a large model is best alone, and small ones share the cost of starting each operation, so that as many
-are taken as fit. On an accelerator all are taken, unless their memory does not suffice.
+Measured with `python -m bench` (docs/performance.md). On a CPU what a chunk works on should stay in a core's cache, and
+small clients share the cost of starting each operation: as many are taken as fit, and never fewer than two. On an
+accelerator all are taken, unless their memory does not suffice.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,14 @@ import jax
 from jax.sharding import Mesh
 
 from cedarjax.core.memory import memory_estimate
+from cedarjax.core.trees import num_clients
 from cedarjax.core.types import PyTree
 
 ChunkSize: TypeAlias = int | Literal["auto"] | None
 """Clients that are mapped together on each device: a number, all of them (None), or what suits the hardware."""
 
-_CACHE_BYTES = 2**20  # of one core, its second level
+_CACHE_BYTES = 2**21
+_FEWEST = 2  # two large clients together are still better than one: they share what it costs to start an operation
 _MEMORY_SHARE = 0.6  # of an accelerator's memory: the data, the updates and the server need the rest
 
 
@@ -61,6 +63,21 @@ def resolve_chunk_size(
     estimate = memory_estimate(fun, shared, *one_client)
     num_bytes = max(1, estimate.temporaries + estimate.results)
     if device.platform == "cpu":
-        return max(1, _CACHE_BYTES // num_bytes)
-    available = (device.memory_stats() or {}).get("bytes_limit")
-    return None if available is None else max(1, int(_MEMORY_SHARE * available) // num_bytes)
+        most = max(_FEWEST, _CACHE_BYTES // num_bytes)
+    else:
+        available = (device.memory_stats() or {}).get("bytes_limit")
+        if available is None:
+            return None
+        most = max(1, int(_MEMORY_SHARE * available) // num_bytes)
+    count = num_clients(per_client)
+    return _even(most, -(-count // (1 if mesh is None else mesh.size)))
+
+
+def _even(most: int, count: int) -> int:
+    """The largest number of clients up to `most` that divides `count`, unless it is less than half of what could be.
+
+    A chunk that is left over is compiled on its own, or filled up by a copy of all clients' data.
+    """
+    if most >= count:
+        return count
+    return next((size for size in range(most, most // 2, -1) if count % size == 0), most)

@@ -1,3 +1,4 @@
+import math
 import types
 
 import jax
@@ -14,13 +15,13 @@ def matrix_work(shared, x):
     return jnp.tanh(x @ shared) @ shared.T
 
 
-def clients(size, count=6):
+def clients(size, count=9973):  # a prime: no chunk divides it
     return jnp.ones((4, size)), (jnp.ones((count, 3, 4)),)
 
 
 def fake_mesh(platform, stats):
     device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
-    return types.SimpleNamespace(devices=np.array([device], dtype=object))
+    return types.SimpleNamespace(devices=np.array([device], dtype=object), size=1)
 
 
 def test_numbers_and_none_are_kept():
@@ -29,9 +30,9 @@ def test_numbers_and_none_are_kept():
         assert resolve_chunk_size(given, matrix_work, shared, per_client) == given
 
 
-def test_on_a_cpu_small_clients_go_together_and_large_ones_alone():
+def test_on_a_cpu_small_clients_go_together_and_large_ones_in_pairs():
     sizes = [resolve_chunk_size("auto", matrix_work, *clients(size)) for size in (4, 2**10, 2**14, 2**20)]
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1000 and 1 < sizes[1] < 200 and sizes[-1] == 1
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1000 and 2 < sizes[1] < 200 and sizes[-1] == 2
 
 
 def test_on_an_accelerator_all_go_together_as_far_as_memory_reaches():
@@ -42,6 +43,16 @@ def test_on_an_accelerator_all_go_together_as_far_as_memory_reaches():
     needed = cj.core.memory_estimate(matrix_work, shared, per_client[0][0])
     assert 1 <= small < large
     assert small * (needed.temporaries + needed.results) <= 0.6 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "expected"), [(60, 1000, 50), (60, 7, 7), (60, 61, 60), (60, 122, 60), (2, 9, 2)]
+)
+def test_chunks_divide_the_clients_where_one_of_about_that_size_does(most, count, expected):
+    one = cj.core.memory_estimate(matrix_work, clients(8)[0], clients(8)[1][0][0])
+    limit = {"bytes_limit": math.ceil((one.temporaries + one.results) * most / 0.6) + 1}
+    shared, per_client = clients(8, count)
+    assert resolve_chunk_size("auto", matrix_work, shared, per_client, fake_mesh("gpu", limit)) == expected
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -1,6 +1,6 @@
 """DrJAX: broadcast, map over clients, reduce, under one jit."""
 
-import drjax  # type: ignore[import-not-found]
+import drjax
 import jax
 import numpy as np
 

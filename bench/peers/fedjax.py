@@ -6,11 +6,11 @@ measured: under JAX 0.4.30 the dense model takes a sixth less time, but convolut
 
 from typing import Any
 
-import fedjax  # type: ignore[import-not-found]
-import haiku as hk  # type: ignore[import-not-found]
+import fedjax
+import haiku as hk
 import jax
 import numpy as np
-from fedjax.algorithms.fed_avg import create_train_for_each_client  # type: ignore[import-not-found]
+from fedjax.algorithms.fed_avg import create_train_for_each_client
 
 from bench.peers.task import Program, Task
 

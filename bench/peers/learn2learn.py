@@ -2,10 +2,10 @@
 
 import functools
 
-import learn2learn  # type: ignore[import-not-found]
-import torch  # type: ignore[import-not-found]
+import learn2learn
+import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy  # type: ignore[import-not-found]
+from torch.nn.functional import cross_entropy
 
 from bench.peers import torch_models as models
 from bench.peers.task import Program, Task

@@ -3,20 +3,20 @@
 import functools
 
 import numpy as np
-import torch  # type: ignore[import-not-found]
-from pfl.aggregate.simulate import SimulatedBackend  # type: ignore[import-not-found]
-from pfl.aggregate.weighting import WeightByUser  # type: ignore[import-not-found]
-from pfl.algorithm.base import NNAlgorithmParams  # type: ignore[import-not-found]
-from pfl.algorithm.federated_averaging import FederatedAveraging  # type: ignore[import-not-found]
-from pfl.common_types import Population  # type: ignore[import-not-found]
-from pfl.context import CentralContext  # type: ignore[import-not-found]
-from pfl.data.federated_dataset import FederatedDataset  # type: ignore[import-not-found]
-from pfl.data.pytorch import PyTorchTensorDataset  # type: ignore[import-not-found]
-from pfl.data.sampling import MinimizeReuseUserSampler  # type: ignore[import-not-found]
-from pfl.hyperparam import NNTrainHyperParams  # type: ignore[import-not-found]
-from pfl.model.pytorch import PyTorchModel  # type: ignore[import-not-found]
+import torch
+from pfl.aggregate.simulate import SimulatedBackend
+from pfl.aggregate.weighting import WeightByUser
+from pfl.algorithm.base import NNAlgorithmParams
+from pfl.algorithm.federated_averaging import FederatedAveraging
+from pfl.common_types import Population
+from pfl.context import CentralContext
+from pfl.data.federated_dataset import FederatedDataset
+from pfl.data.pytorch import PyTorchTensorDataset
+from pfl.data.sampling import MinimizeReuseUserSampler
+from pfl.hyperparam import NNTrainHyperParams
+from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy  # type: ignore[import-not-found]
+from torch.nn.functional import cross_entropy
 
 from bench.peers import torch_models as models
 from bench.peers.task import Program, Task

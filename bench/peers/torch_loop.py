@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch  # type: ignore[import-not-found]
+import torch
 from torch import Tensor
 
 from bench.peers import torch_models as models

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import torch  # type: ignore[import-not-found]
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # type: ignore[import-not-found]  # noqa: N812
+from torch.nn import functional as F  # noqa: N812
 
 from bench.peers.task import Program, Task
 

@@ -2,9 +2,9 @@
 
 import functools
 
-import torch  # type: ignore[import-not-found]
+import torch
 from torch import Tensor
-from torch.func import grad, vmap  # type: ignore[import-not-found]
+from torch.func import grad, vmap
 
 from bench.peers import torch_models as models
 from bench.peers.task import Program, Task

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-import torch  # type: ignore[import-not-found]
-import torchopt  # type: ignore[import-not-found]
+import torch
+import torchopt
 from torch import Tensor
 
 from bench.peers import torch_models as models

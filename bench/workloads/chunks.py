@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import cedarjax as cj
 from bench.federated import one_case
 from bench.layouts import layouts
 from bench.measure import Case, Workload
 from bench.models import NETWORKS
 
 MODELS = ("tiny", "small", "medium", "mlp", "cnn")
-CHUNK_SIZES = (1, 2, 4, 10, 32, None, "auto")
+CHUNK_SIZES: tuple[cj.core.ChunkSize, ...] = (1, 2, 4, 10, 32, None, "auto")
 
 
 def cases(num_clients: int, dtype: Any) -> Sequence[Case]:

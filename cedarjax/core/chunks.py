@@ -19,6 +19,7 @@ ChunkSize: TypeAlias = int | Literal["auto"] | None
 """Clients that are mapped together on each device: a number, all of them (None), or what suits the hardware."""
 
 _CACHE_BYTES = 2**21
+_CACHE_BYTES_STREAMED = 2**23  # each chunk is added to the sums so far, which pays for larger ones
 _FEWEST = 2  # two large clients together are still better than one: they share what it costs to start an operation
 _MEMORY_SHARE = 0.6  # of an accelerator's memory: the data, the updates and the server need the rest
 
@@ -43,6 +44,8 @@ def resolve_chunk_size(
     shared: PyTree,
     per_client: tuple[PyTree, ...],
     mesh: Mesh | None = None,
+    *,
+    streamed: bool = False,
 ) -> int | None:
     """Clients per chunk, with a number or None in the place of `"auto"`.
 
@@ -52,6 +55,7 @@ def resolve_chunk_size(
       shared: what all clients are given.
       per_client: leaves `[C, ...]`.
       mesh: where they will run; default: the first device.
+      streamed: whether the results of each chunk are summed up before the next.
 
     Returns:
       A number, or None for all clients at once. It depends on shapes and hardware alone.
@@ -63,7 +67,7 @@ def resolve_chunk_size(
     estimate = memory_estimate(fun, shared, *one_client)
     num_bytes = max(1, estimate.temporaries + estimate.results)
     if device.platform == "cpu":
-        most = max(_FEWEST, _CACHE_BYTES // num_bytes)
+        most = max(_FEWEST, (_CACHE_BYTES_STREAMED if streamed else _CACHE_BYTES) // num_bytes)
     else:
         available = (device.memory_stats() or {}).get("bytes_limit")
         if available is None:

@@ -133,7 +133,8 @@ def stream_blocks(
     def add(state: ServerState, totals: Totals, block: Cohort, key: jax.Array) -> tuple[Totals, PyTree, PyTree]:
         count = check_cohort(block)
         keys = client_keys(jax.random.split(key)[0], block.client_id)
-        size = resolve_chunk_size(chunk_size, one_client, state.params, (block.state, block.data, keys), mesh) or count
+        per_client = (block.state, block.data, keys)
+        size = resolve_chunk_size(chunk_size, one_client, state.params, per_client, mesh, streamed=True) or count
         size = min(size, -(-count // num_devices))
         padded = pad_cohort(block, -(-count // (size * num_devices)) * size * num_devices)
         keys = keys if padded is block else client_keys(jax.random.split(key)[0], padded.client_id)

@@ -165,4 +165,4 @@ def test_chunks_hold_no_more_than_all_clients():
 
 def test_forms_of_the_weights_are_layouts_of_their_own():
     names = [layout.name for layout in layouts(3, streamed=(False,), representations=("dense", "lowrank"))]
-    assert names[:4] == ["loop", "vmap", "lowrank, loop", "lowrank, vmap"]
+    assert names[:4] == ["loop", "auto chunks", "vmap", "low rank, auto chunks"]

@@ -154,8 +154,12 @@ class Interpreter:
         lhs, rhs = operands
         (lhs_axes, rhs_axes), batch_axes = eqn.params["dimension_numbers"]
         precision, out = eqn.params["precision"], _result(eqn)
-        if any(batch_axes) or (isinstance(lhs, Matrix) and isinstance(rhs, Matrix)):
+        if any(batch_axes):
             return None
+        if isinstance(lhs, Matrix) and isinstance(rhs, Matrix):
+            # One of them stands for activations that have the shape of a matrix by chance.
+            self.made_dense.append("dot_general")
+            lhs, rhs = (dense(lhs), rhs) if rhs.own_base is not None else (lhs, dense(rhs))
         if isinstance(lhs, Matrix) or isinstance(rhs, Matrix):
             if len(lhs_axes) != 1:
                 return None

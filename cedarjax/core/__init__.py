@@ -12,17 +12,23 @@ from cedarjax.core.chunks import ChunkSize as ChunkSize
 from cedarjax.core.cohort import CohortMap as CohortMap
 from cedarjax.core.cohort import MapFn as MapFn
 from cedarjax.core.cohort import cohort_map as cohort_map
+from cedarjax.core.columns import map_columns as map_columns
 from cedarjax.core.correlation import pearson as pearson
 from cedarjax.core.dataset import FederatedDataset as FederatedDataset
 from cedarjax.core.dataset import pad_cohort as pad_cohort
 from cedarjax.core.dataset import sample_cohort as sample_cohort
 from cedarjax.core.dataset import take_clients as take_clients
+from cedarjax.core.dtypes import accumulator as accumulator
+from cedarjax.core.inner import centered_gram as centered_gram
+from cedarjax.core.inner import products as products
+from cedarjax.core.inner import with_inner as with_inner
 from cedarjax.core.lowrank import LowRank as LowRank
 from cedarjax.core.lowrank import Representation as Representation
 from cedarjax.core.lowrank import dense as dense
 from cedarjax.core.lowrank import represented as represented
 from cedarjax.core.memory import MemoryEstimate as MemoryEstimate
 from cedarjax.core.memory import memory_estimate as memory_estimate
+from cedarjax.core.mixture import Mixture as Mixture
 from cedarjax.core.names import layer_bytes as layer_bytes
 from cedarjax.core.names import layer_leaves as layer_leaves
 from cedarjax.core.names import layer_mask as layer_mask
@@ -42,11 +48,11 @@ from cedarjax.core.told import take_info as take_info
 from cedarjax.core.training import displacement as displacement
 from cedarjax.core.training import optimiser_step as optimiser_step
 from cedarjax.core.training import train as train
-from cedarjax.core.trees import accumulator as accumulator
 from cedarjax.core.trees import finite_rows as finite_rows
 from cedarjax.core.trees import gram as gram
 from cedarjax.core.trees import num_clients as num_clients
 from cedarjax.core.trees import sq_norms as sq_norms
+from cedarjax.core.trees import tree_structure as tree_structure
 from cedarjax.core.trees import weighted_mean as weighted_mean
 from cedarjax.core.trees import weighted_sum as weighted_sum
 from cedarjax.core.types import Aggregator as Aggregator
@@ -75,6 +81,7 @@ __all__ = [
     "LowRank",
     "MapFn",
     "MemoryEstimate",
+    "Mixture",
     "Params",
     "PyTree",
     "Representation",
@@ -87,6 +94,7 @@ __all__ = [
     "Upload",
     "accumulator",
     "batch_indices",
+    "centered_gram",
     "check_positive",
     "cohort_map",
     "dense",
@@ -100,6 +108,7 @@ __all__ = [
     "layer_mask",
     "layer_names",
     "leaf_names",
+    "map_columns",
     "masked_scan",
     "mean_loss",
     "memory_estimate",
@@ -108,6 +117,7 @@ __all__ = [
     "optimiser_step",
     "pad_cohort",
     "pearson",
+    "products",
     "represented",
     "run_rounds",
     "sample_cohort",
@@ -120,6 +130,8 @@ __all__ = [
     "take_info",
     "take_rows",
     "train",
+    "tree_structure",
     "weighted_mean",
     "weighted_sum",
+    "with_inner",
 ]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cedarjax.core.trees import accumulator
+from cedarjax.core.dtypes import accumulator
 
 
 def _offsets(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 from cedarjax.core.chunks import ChunkSize, check_chunk_size, resolve_chunk_size
 from cedarjax.core.cohort import client_mesh
 from cedarjax.core.dataset import pad_cohort
+from cedarjax.core.dtypes import accumulator
 from cedarjax.core.rounds import apply_server, check_cohort, client_keys, init_server, keep_absent, upload_weights
-from cedarjax.core.trees import accumulator, finite_rows, weighted_sum
+from cedarjax.core.trees import finite_rows, weighted_sum
 from cedarjax.core.types import Cohort, FederatedAlgorithm, LocalUpdate, PyTree, RoundInfo, ServerState, Upload
 
 

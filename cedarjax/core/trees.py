@@ -1,42 +1,28 @@
 """Reductions over the client axis: the two primitives `gram` and `weighted_sum`, and what follows from them.
 
-Every function takes a tree whose leaves are `[C, ...]`, arrays or `LowRank`, and never flattens it. Sums over clients
+Every function takes a tree whose leaves are `[C, ...]`, arrays or `LowRank`, or a `Mixture`, and never
+flattens it. Sums over clients
 are written as matrix products, which XLA runs at the speed of the hardware on every backend (a plain `sum(axis=0)` is
 about 100 times slower on CPU), and are accumulated in at least float32 at `Precision.HIGHEST`.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from cedarjax.core.dtypes import accumulator
+from cedarjax.core.inner import products, with_inner
 from cedarjax.core.lowrank import reduce
 from cedarjax.core.lowrank.node import LowRank, is_low_rank, keep
+from cedarjax.core.mixture import Mixture
 from cedarjax.core.names import leaf_names
 from cedarjax.core.sharded import all_reduced, divides, share_of_parameters
 from cedarjax.core.types import PyTree
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _BLOCK = 2**18  # numbers that are masked at once: they stay in the cache of a CPU
-
-
-def accumulator(*arrays: jax.Array | LowRank) -> jnp.dtype:
-    """Dtype in which sums run: float32, or the widest of the arrays' where that is wider.
-
-    Unlike `jnp.promote_types` it is defined under strict dtype promotion.
-
-    Args:
-      *arrays: arrays of any dtype.
-
-    Returns:
-      A floating dtype of at least 32 bits.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> print(accumulator(jnp.ones(2, jnp.bfloat16)))
-      float32
-    """
-    floats = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return max([jnp.dtype(jnp.float32), *floats], key=lambda dtype: dtype.itemsize)
 
 
 def _rows(x: jax.Array) -> jax.Array:
@@ -50,7 +36,7 @@ def _leaves(updates: PyTree) -> list[jax.Array | LowRank]:
 
 def _per_leaf(values: PyTree, updates: PyTree) -> PyTree:
     """One `[C]` vector for each leaf: `values` itself, or the same vector everywhere."""
-    structure = jax.tree.structure(updates, is_leaf=is_low_rank)
+    structure = tree_structure(updates)
     if jax.tree.structure(values) == structure:
         return values
     if jax.tree.structure(values) == jax.tree.structure(0):
@@ -59,6 +45,18 @@ def _per_leaf(values: PyTree, updates: PyTree) -> PyTree:
         f"weights must be one [C] vector or a tree of [C] vectors shaped like the updates, got the structure "
         f"{jax.tree.structure(values)} for updates of the structure {jax.tree.structure(updates)}."
     )
+
+
+def tree_structure(updates: PyTree) -> jax.tree_util.PyTreeDef:
+    """Structure of one client's update, with a leaf for every `LowRank`.
+
+    Args:
+      updates: tree with leaves `[C, ...]`, or a `Mixture` of such.
+
+    Returns:
+      The structure.
+    """
+    return jax.tree.structure(updates.parts[0] if isinstance(updates, Mixture) else updates, is_leaf=is_low_rank)
 
 
 def num_clients(updates: PyTree) -> int:
@@ -73,6 +71,8 @@ def num_clients(updates: PyTree) -> int:
     Raises:
       ValueError: if there is no leaf, a leaf is a scalar, or two leaves disagree; the message names the leaf.
     """
+    if isinstance(updates, Mixture):
+        return updates.num_rows
     leaves = jax.tree.leaves(updates)
     if not leaves:
         raise ValueError("updates must have at least one leaf, got an empty tree.")
@@ -106,7 +106,10 @@ def gram(updates: PyTree, *, mesh: Mesh | None = None) -> jax.Array:
       Array([[6., 1.],
              [1., 2.]], dtype=float32)
     """
-    if divides(mesh, num_clients(updates)):
+    count = num_clients(updates)
+    if isinstance(updates, Mixture):
+        return _inner_products(updates, mesh)
+    if divides(mesh, count):
         assert mesh is not None
         return all_reduced(lambda own: gram(share_of_parameters(own, mesh)), mesh, updates)
 
@@ -127,11 +130,12 @@ def _sum_leaves(terms: list[jax.Array]) -> jax.Array:
     return total
 
 
-def sq_norms(updates: PyTree) -> jax.Array:
+def sq_norms(updates: PyTree, *, mesh: Mesh | None = None) -> jax.Array:
     """Squared Euclidean norm of each client's update.
 
     Args:
       updates: tree with leaves `[C, ...]`.
+      mesh: mesh over which the client axis lies; read for a `Mixture`.
 
     Returns:
       `[C]`, float32 or wider.
@@ -142,6 +146,8 @@ def sq_norms(updates: PyTree) -> jax.Array:
       Array([25.,  1.], dtype=float32)
     """
     num_clients(updates)
+    if isinstance(updates, Mixture):
+        return jnp.maximum(jnp.diagonal(_inner_products(updates, mesh)), 0)
 
     def squares(x: jax.Array | LowRank) -> jax.Array:
         if isinstance(x, LowRank):
@@ -149,6 +155,12 @@ def sq_norms(updates: PyTree) -> jax.Array:
         return jnp.square(_rows(x).astype(accumulator(x))).sum(axis=1)
 
     return _sum_leaves([squares(x) for x in _leaves(updates)])
+
+
+def _inner_products(rows: Mixture, mesh: Mesh | None) -> jax.Array:
+    rows = with_inner(rows, jnp.ones(rows.num_rows, bool), mesh=mesh)
+    assert rows.inner is not None
+    return products(rows.coordinates.astype(rows.inner.dtype), rows.inner)
 
 
 def finite_rows(updates: PyTree) -> jax.Array:
@@ -165,7 +177,9 @@ def finite_rows(updates: PyTree) -> jax.Array:
       >>> finite_rows({"a": jnp.array([[1.0, jnp.nan], [0.0, 1.0]])})
       Array([False,  True], dtype=bool)
     """
-    num_clients(updates)
+    count = num_clients(updates)
+    if isinstance(updates, Mixture):
+        return jnp.ones(count, bool)
 
     def finite(x: jax.Array | LowRank) -> jax.Array:
         if isinstance(x, LowRank):
@@ -206,6 +220,8 @@ def weighted_sum(coefficients: PyTree, updates: PyTree, *, mesh: Mesh | None = N
     for leaf in jax.tree.leaves(per_leaf):
         if leaf.shape != (count,):
             raise ValueError(f"coefficients must be [C] with C = {count}, got the shape {leaf.shape}.")
+    if isinstance(updates, Mixture):
+        return _of_mixture(per_leaf, updates, mesh)
 
     if divides(mesh, count):
         assert mesh is not None
@@ -213,6 +229,18 @@ def weighted_sum(coefficients: PyTree, updates: PyTree, *, mesh: Mesh | None = N
     else:
         sums = _sums(per_leaf, updates)
     return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, updates)
+
+
+def _of_mixture(per_leaf: PyTree, rows: Mixture, mesh: Mesh | None) -> PyTree:
+    def of_part(matrix: jax.Array, part: PyTree) -> PyTree:
+        def through(c: jax.Array) -> jax.Array:
+            dtype = accumulator(c, matrix)
+            return jnp.matmul(c.astype(dtype), matrix.astype(dtype), precision=_HIGHEST)
+
+        return weighted_sum(jax.tree.map(through, per_leaf), part, mesh=mesh if len(rows.parts) == 1 else None)
+
+    sums = [of_part(matrix, part) for matrix, part in zip(rows.matrices, rows.parts, strict=True)]
+    return jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *sums)
 
 
 def _sums(coefficients: PyTree, updates: PyTree) -> PyTree:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from cedarjax.core.dtypes import accumulator
 from cedarjax.core.names import layer_leaves
-from cedarjax.core.trees import accumulator
 from cedarjax.core.types import Params, PyTree
 
 

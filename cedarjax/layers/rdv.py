@@ -9,7 +9,7 @@ pairs `a < b` is fixed for the whole run: all of them, or a subset drawn once.
 import jax
 import jax.numpy as jnp
 
-from cedarjax.core.trees import accumulator
+from cedarjax.core.dtypes import accumulator
 
 
 def rdv(features: jax.Array, pairs: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cedarjax.core.trees import accumulator
+from cedarjax.core.dtypes import accumulator
 from cedarjax.metrics.presence import presence
 
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cedarjax.core.trees import accumulator
+from cedarjax.core.dtypes import accumulator
 from cedarjax.nn.windows import Windows, lay_windows, pad, places
 
 MAX_PAIRED_FEATURES = 8

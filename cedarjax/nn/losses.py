@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cedarjax.core.trees import accumulator
+from cedarjax.core.dtypes import accumulator
 from cedarjax.core.types import LossFn
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from cedarjax.core.trees import accumulator
+from cedarjax.core.dtypes import accumulator
 
 
 def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, num_groups: int, epsilon: float = 1e-6) -> jax.Array:

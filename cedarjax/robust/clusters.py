@@ -8,7 +8,7 @@ in PCM <https://doi.org/10.1109/TIT.1982.1056489>`_, 1982).
 import jax
 import jax.numpy as jnp
 
-from cedarjax.core.trees import accumulator
+from cedarjax.core.dtypes import accumulator
 
 
 def two_means(scores: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

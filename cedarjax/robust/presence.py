@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from cedarjax.core.lowrank import is_low_rank
-from cedarjax.core.trees import finite_rows, num_clients
+from cedarjax.core.mixture import Mixture
+from cedarjax.core.trees import finite_rows, num_clients, tree_structure
 from cedarjax.core.types import PyTree
 
 
@@ -20,12 +21,69 @@ class Presence(NamedTuple):
     nonfinite: jax.Array
     """`[C]` bool, clients that uploaded a number that is not finite."""
 
+    @property
+    def clients(self) -> jax.Array:
+        """`[C]` weight of each client: the largest among its layers, 0 for an absent one."""
+        leaves = jax.tree.leaves(self.weights)
+        return leaves[0] if all(x is leaves[0] for x in leaves) else jnp.stack(leaves).max(axis=0)
+
+
+def by_layer(updates: PyTree, weights: PyTree | None) -> bool:
+    """Whether weights are given for each layer, and not one for each client.
+
+    Args:
+      updates: tree with leaves `[C, ...]`, or a `Mixture`.
+      weights: `None`, `[C]`, or a tree of `[C]` leaves shaped like `updates`.
+
+    Returns:
+      A Python bool.
+
+    Raises:
+      ValueError: if they are neither.
+    """
+    if weights is None:
+        return False
+    structure = tree_structure(updates)
+    if jax.tree.structure(weights) == structure and not jax.tree_util.treedef_is_leaf(structure):
+        return True
+    if jax.tree.structure(weights) != jax.tree.structure(0):
+        raise ValueError(
+            f"weights must be one [C] vector or a tree of [C] vectors shaped like the updates, got the structure "
+            f"{jax.tree.structure(weights)} for updates of the structure {structure}."
+        )
+    return False
+
+
+def claimed_weights(updates: PyTree, weights: PyTree | None) -> PyTree:
+    """The weights as they are given, checked against the updates.
+
+    Args:
+      updates: tree with leaves `[C, ...]`, or a `Mixture`.
+      weights: `None` for equal weights, `[C]`, or a tree of `[C]` leaves shaped like `updates`; 0 = absent.
+
+    Returns:
+      `[C]`, or a tree of `[C]` leaves.
+
+    Raises:
+      ValueError: if the client axes or the structures disagree.
+    """
+    count = num_clients(updates)
+    by_layer(updates, weights)
+    if weights is None:
+        return jnp.ones(count, jnp.float32)
+    for leaf in jax.tree.leaves(weights):
+        if jnp.shape(leaf) != (count,):
+            raise ValueError(
+                f"weights must be [C] with C = {count}, the client axis of updates, got the shape {jnp.shape(leaf)}."
+            )
+    return weights
+
 
 def read_presence(updates: PyTree, weights: PyTree | None) -> Presence:
     """Reads the weights of a round and removes clients whose upload is not finite.
 
     Args:
-      updates: tree with leaves `[C, ...]`.
+      updates: tree with leaves `[C, ...]`, or a `Mixture`.
       weights: `None` for equal weights, `[C]`, or a tree of `[C]` leaves shaped like `updates`; 0 = absent.
 
     Returns:
@@ -40,31 +98,21 @@ def read_presence(updates: PyTree, weights: PyTree | None) -> Presence:
       >>> print(presence.weights, presence.nonfinite)
       {'a': Array([2., 0., 0.], dtype=float32)} [False  True False]
     """
-    count = num_clients(updates)
-    structure = jax.tree.structure(updates, is_leaf=is_low_rank)
-    if weights is None:
-        weights = jnp.ones(count, jnp.float32)
-    per_layer = jax.tree.structure(weights) == structure and not jax.tree_util.treedef_is_leaf(structure)
-    if not per_layer and jax.tree.structure(weights) != jax.tree.structure(0):
-        raise ValueError(
-            f"weights must be one [C] vector or a tree of [C] vectors shaped like the updates, got the structure "
-            f"{jax.tree.structure(weights)} for updates of the structure {structure}."
-        )
-    for leaf in jax.tree.leaves(weights):
-        if jnp.shape(leaf) != (count,):
-            raise ValueError(
-                f"weights must be [C] with C = {count}, the client axis of updates, got the shape {jnp.shape(leaf)}."
-            )
-
-    if per_layer:
+    layered = by_layer(updates, weights)
+    weights = claimed_weights(updates, weights)
+    if layered:
         uploaded = [leaf > 0 for leaf in jax.tree.leaves(weights)]
-        finite = [finite_rows(leaf) for leaf in jax.tree.leaves(updates, is_leaf=is_low_rank)]
+        tree = updates.parts[0] if isinstance(updates, Mixture) else updates
+        leaves = jax.tree.leaves(tree, is_leaf=is_low_rank)
+        every = finite_rows(updates) if isinstance(updates, Mixture) else None
+        finite = [finite_rows(leaf) if every is None else every for leaf in leaves]
         sent = jnp.stack(uploaded).any(axis=0)
         bad = jnp.stack([u & ~f for u, f in zip(uploaded, finite, strict=True)]).any(axis=0)
     else:
         sent = weights > 0
         bad = sent & ~finite_rows(updates)
     kept = jax.tree.map(lambda w: jnp.where(bad | ~(w > 0), jnp.zeros_like(w), w), weights)
-    if not per_layer:
-        kept = jax.tree.map(lambda _: kept, updates, is_leaf=is_low_rank)
+    if not layered:
+        structure = tree_structure(updates)
+        kept = jax.tree.unflatten(structure, [kept] * structure.num_leaves)
     return Presence(kept, sent & ~bad, bad)

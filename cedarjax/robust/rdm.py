@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cedarjax.core.correlation import pearson
-from cedarjax.core.trees import accumulator
+from cedarjax.core.dtypes import accumulator
 
 
 def _wide(x: jax.Array, name: str) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cedarjax.core.mixture import Mixture
 from cedarjax.core.types import PyTree
 
 
@@ -141,7 +142,7 @@ def is_low_rank(x: object) -> bool:
 
 
 def dense(updates: PyTree) -> PyTree:
-    """Updates with an array in the place of every `LowRank`.
+    """Updates with an array in the place of every `LowRank`, and the rows of a `Mixture` written out.
 
     Args:
       updates: one client's update, or all clients'.
@@ -155,4 +156,7 @@ def dense(updates: PyTree) -> PyTree:
       {'kernel': Array([[3., 4.],
              [6., 8.]], dtype=float32)}
     """
+    if isinstance(updates, Mixture):
+        parts = tuple(dense(part) for part in updates.parts)
+        return dataclasses.replace(updates, parts=parts).written()
     return jax.tree.map(lambda x: x.dense() if is_low_rank(x) else x, updates, is_leaf=is_low_rank)

@@ -20,6 +20,7 @@ from bench.floor import Ceilings, Work
 Tell = Callable[[str], None]
 Sample = TypeVar("Sample")
 LONG_SECONDS = 1.0  # a call that takes longer needs no call before it
+LEAST_SAMPLES = 2  # of a program that takes longer than it is given
 MEMORY_SHARE = 0.8  # of what is free: a CPU's process that takes more is killed, without an exception
 
 
@@ -51,6 +52,25 @@ class PeerTask(NamedTuple):
     """`answer(num_clients, output)`: what a peer should find, read from the output of a `Case`."""
 
 
+class Duel(NamedTuple):
+    """One thing among many that a workload measures, each of which others do in their own way."""
+
+    name: str
+    """Of the thing, for example of a rule."""
+    num_clients: int
+    """Clients that take part."""
+    num_params: int
+    """Numbers in one client's update."""
+    cases: Sequence[Case]
+    """Ours, in every layout."""
+    tasks: dict[str, tuple[str, Callable[[], Any]]]
+    """Names for the table, each with one of `bench.peers.PEERS` and what makes its task; empty if nobody does it."""
+    answer: Callable[[Any], dict[str, np.ndarray]]
+    """`answer(output)`: what a peer should find, read from the output of a `Case`."""
+    is_compared: bool = True
+    """Whether peers do exactly the same, so that results have to agree."""
+
+
 class Workload(NamedTuple):
     """What one file of `bench.workloads` offers."""
 
@@ -68,6 +88,12 @@ class Workload(NamedTuple):
     """Milliseconds a unit that the fastest layout is to stay below."""
     peers: PeerTask | None = None
     """How others do it, if they can."""
+    most_seconds: float = float("inf")
+    """As in `take_turns`, for every program and every peer."""
+    duels: Callable[[int, Any], Sequence[Duel]] | None = None
+    """`duels(num_clients, dtype)`: the same things as `layouts`, where each has its own peers."""
+    configure: Callable[..., "Workload"] | None = None
+    """`configure(num_params=, names=, is_weighted=)`: the same for other updates; None where there is no choice."""
 
 
 class Measurement(NamedTuple):
@@ -95,6 +121,8 @@ class Measurement(NamedTuple):
     """Time that one call takes at the least; None where its work is not counted."""
     skipped: str | None = None
     """Why the program was not run."""
+    argument_bytes: int | None = None
+    """Arguments alone, on one device."""
 
     @property
     def median_seconds(self) -> float:
@@ -116,9 +144,15 @@ class Measurement(NamedTuple):
         """Median wall clock over the floor."""
         return None if self.floor_seconds is None else self.median_seconds / self.floor_seconds
 
+    @property
+    def temp_share(self) -> float | None:
+        """Temporaries over arguments: 1 or more where all data are copied."""
+        return self.temp_bytes / self.argument_bytes if self.argument_bytes and self.temp_bytes is not None else None
+
     def record(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return {**self._asdict(), "ms": self.ms, "cpu_ms": self.cpu_ms, "ratio": self.ratio}
+        derived = {"ms": self.ms, "cpu_ms": self.cpu_ms, "ratio": self.ratio, "temp_share": self.temp_share}
+        return {**self._asdict(), **derived}
 
 
 class Program(NamedTuple):
@@ -147,7 +181,7 @@ class Program(NamedTuple):
     def measurement(self, samples: Sequence[tuple[float, float]], ceilings: Ceilings | None) -> Measurement:
         """What the samples say, beside what is known of the program."""
         case = self.case
-        peak, temp = _memory(self.compiled)
+        peak, temp, arguments = _memory(self.compiled)
         return Measurement(
             layout=case.layout,
             part=case.part,
@@ -160,6 +194,7 @@ class Program(NamedTuple):
             temp_bytes=temp,
             floor_seconds=_floor(case, ceilings),
             skipped=self.skipped,
+            argument_bytes=arguments,
         )
 
 
@@ -184,7 +219,11 @@ def build(case: Case) -> Program:
 
 
 def take_turns(
-    calls: Sequence[Callable[[], Sample]], *, repeats: int, tell: Tell = lambda text: None
+    calls: Sequence[Callable[[], Sample]],
+    *,
+    repeats: int,
+    most_seconds: float = float("inf"),
+    tell: Tell = lambda text: None,
 ) -> list[list[Sample]]:
     """Calls everything in each turn, short calls twice, and keeps what the last call returns.
 
@@ -193,10 +232,11 @@ def take_turns(
     Args:
       calls: what takes turns; each returns its own sample.
       repeats: turns that count, at least 5.
+      most_seconds: what has taken longer, all its calls together, sits out once it has `LEAST_SAMPLES` samples.
       tell: called with a line on what is going on.
 
     Returns:
-      The samples of each call, `repeats` of them.
+      The samples of each call, `repeats` of them, or fewer of what sat out.
 
     Raises:
       ValueError: if there are too few repeats.
@@ -205,27 +245,40 @@ def take_turns(
         raise ValueError(f"repeats must be at least 5, got {repeats}.")
     samples: list[list[Sample]] = [[] for _ in calls]
     is_long = [False for _ in calls]
+    seconds = [0.0 for _ in calls]
     for turn in range(repeats + 1):
         tell(f"turn {turn} of {repeats}" if turn else "warming up")
         for index, call in enumerate(calls):
+            if len(samples[index]) >= LEAST_SAMPLES and seconds[index] > most_seconds:
+                continue
+            began = time.perf_counter()
             if not is_long[index]:
                 call()
-            start = time.perf_counter()
-            sample = call()
-            is_long[index] = time.perf_counter() - start > LONG_SECONDS
+                is_long[index] = time.perf_counter() - began > LONG_SECONDS
+            if turn or not is_long[index]:  # a long call is warmed up after one
+                start = time.perf_counter()
+                sample = call()
+                is_long[index] = time.perf_counter() - start > LONG_SECONDS
+            seconds[index] += time.perf_counter() - began
             if turn:
                 samples[index].append(sample)
     return samples
 
 
 def measure(
-    cases: Iterable[Case], *, repeats: int, ceilings: Ceilings | None = None, tell: Tell = lambda text: None
+    cases: Iterable[Case],
+    *,
+    repeats: int,
+    most_seconds: float = float("inf"),
+    ceilings: Ceilings | None = None,
+    tell: Tell = lambda text: None,
 ) -> list[Measurement]:
     """Compiles every case, then times them in turns.
 
     Args:
       cases: what to time.
       repeats: timed calls of each case, at least 5.
+      most_seconds: as in `take_turns`.
       ceilings: what the hardware can do; None for no floors.
       tell: called with a line on what is going on.
 
@@ -240,7 +293,8 @@ def measure(
         tell(f"compiling {case.part}, {case.layout}")
         programs.append(build(case))
     runs = [program for program in programs if program.skipped is None]
-    samples = iter(take_turns([program.time for program in runs], repeats=repeats, tell=tell))
+    timed = take_turns([program.time for program in runs], repeats=repeats, most_seconds=most_seconds, tell=tell)
+    samples = iter(timed)
     return [program.measurement([] if program.skipped else next(samples), ceilings) for program in programs]
 
 
@@ -259,10 +313,10 @@ def _floor(case: Case, ceilings: Ceilings | None) -> float | None:
     return ceilings.seconds(case.work) / (1 if jax.default_backend() == "cpu" else case.num_devices)
 
 
-def _memory(compiled: jax.stages.Compiled | None) -> tuple[int | None, int | None]:
-    """Peak and temporaries in bytes."""
+def _memory(compiled: jax.stages.Compiled | None) -> tuple[int | None, int | None, int | None]:
+    """Peak, temporaries and arguments in bytes."""
     memory = None if compiled is None else compiled.memory_analysis()
     if memory is None:
-        return None, None
+        return None, None, None
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return used - memory.alias_size_in_bytes, memory.temp_size_in_bytes
+    return used - memory.alias_size_in_bytes, memory.temp_size_in_bytes, memory.argument_size_in_bytes

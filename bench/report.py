@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.duels import DuelResult, geometric_mean
 from bench.floor import Ceilings
 from bench.measure import Measurement, Workload
 from bench.versus import Versus
@@ -27,6 +28,8 @@ class Result(NamedTuple):
     """Broken down, in the fastest layout."""
     versus: Versus | None = None
     """Beside the peers, if asked for."""
+    duels: Sequence[DuelResult] = ()
+    """The same where each thing that is done has its own peers."""
 
     @property
     def best(self) -> list[Measurement]:
@@ -43,6 +46,8 @@ class Result(NamedTuple):
             "layouts": [measurement.record() for measurement in self.layouts],
             "parts": [measurement.record() for measurement in self.parts],
             "versus": None if self.versus is None else self.versus.record(),
+            "duels": [duel.record() for duel in self.duels],
+            "geometric_mean": geometric_mean(self.duels),
         }
 
 
@@ -69,11 +74,14 @@ def print_ceilings(console: Console, dtype: str, ceilings: Ceilings) -> None:
 def print_result(console: Console, workload: Workload, result: Result) -> None:
     """The headlines and the tables."""
     size = f"{result.num_clients:,} clients, ms a {workload.unit}"
-    console.print(_table(f"{size}, by layout", result.layouts))
+    console.print(_table(f"{size}, by layout", result.layouts, has_share=workload.duels is not None))
     if result.parts:
         console.print(_table(f"{size}, where it goes: {result.best[0].layout}", result.parts))
     if result.versus is not None:
         console.print(_peer_table(f"{size}, in turns with others", result.versus))
+    if result.duels:
+        print_duels(console, result.duels)
+        return
     goal = "" if workload.goal_ms is None else f" (goal: {workload.goal_ms:g})"
     for best in result.best:
         name = result.name if len(result.best) == 1 else f"{result.name}, {best.part}"
@@ -89,12 +97,13 @@ def _floor(measurement: Measurement) -> str:
     return f"; {measurement.ratio:.1f} times the floor of {1e3 * measurement.floor_seconds / measurement.units:.4f}"
 
 
-def _table(title: str, measurements: Sequence[Measurement]) -> Table:
+def _table(title: str, measurements: Sequence[Measurement], *, has_share: bool = False) -> Table:
     fields = [field for field in ("part", "layout") if len({getattr(m, field) for m in measurements}) > 1]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for field in fields or ["layout"]:
         table.add_column(field, no_wrap=True)
-    for heading in ("median", "least", "CPU", "x floor", "call s", "peak MiB", "temp MiB", "compile s"):
+    share = ("temp/args",) if has_share else ()
+    for heading in ("median", "least", "CPU", "x floor", "call s", "peak MiB", "temp MiB", *share, "compile s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for m in measurements:
         timed = [f"{m.ms:.3f}", f"{1e3 * min(m.seconds) / m.units:.3f}", f"{m.cpu_ms:.3f}"] if m.seconds else []
@@ -103,6 +112,7 @@ def _table(title: str, measurements: Sequence[Measurement]) -> Table:
             *(getattr(m, field) for field in fields or ["layout"]),
             *([*timed, ratio, f"{m.median_seconds:.3f}"] if timed else [m.skipped, "", "", "", ""]),
             *(_mebibytes(number) for number in (m.peak_bytes, m.temp_bytes)),
+            *(["" if m.temp_share is None else f"{m.temp_share:.3f}"] if has_share else []),
             f"{m.compile_seconds:.1f}",
         )
     return table
@@ -131,6 +141,59 @@ def _peer_table(title: str, versus: Versus) -> Table:
             f"{peer.difference:.0e}" if peer.agrees else f"[red]{peer.difference:.0e}, not the same[/red]",
         )
     return table
+
+
+def print_duels(console: Console, duels: Sequence[DuelResult]) -> None:
+    """One line a duel, the peers' times in columns, and the geometric mean of the ratios."""
+    ours = list(dict.fromkeys(m.layout for duel in duels for m in duel.versus.ours))
+    theirs = list(dict.fromkeys(peer.peer for duel in duels for peer in duel.versus.peers))
+    table = Table(
+        title="ms a call, in turns with others",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("", no_wrap=True)
+    for heading in ("clients", *ours, *theirs, "ratio", "difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    reasons: dict[str, list[str]] = {}
+    for duel in duels:
+        times = {m.layout: m.ms for m in duel.versus.ours} | {p.peer: p.ms for p in duel.versus.peers}
+        missing = {peer.peer: peer.unavailable for peer in duel.versus.peers if peer.unavailable is not None}
+        for peer, reason in missing.items():
+            reasons.setdefault(reason, []).append(f"{duel.name} in {peer}")
+        cells = ["" if name not in times else "failed" if name in missing else f"{times[name]:.2f}" for name in theirs]
+        table.add_row(
+            duel.name,
+            str(duel.num_clients),
+            *(f"{times[name]:.2f}" if name in times else "" for name in ours),
+            *cells,
+            "" if duel.ratio is None else f"[bold]{duel.ratio:.1f}[/bold]",
+            _duel_difference(duel),
+        )
+    console.print(table)
+    for reason, names in reasons.items():
+        console.print(f"[dim]{', '.join(names)}: {reason}[/dim]", highlight=False)
+    mean = geometric_mean(duels)
+    if mean is not None:
+        count = sum(duel.ratio is not None for duel in duels)
+        console.print(
+            f"[bold]{mean:.1f} times as fast as the faster of {' and '.join(theirs)}[/bold], "
+            f"geometric mean over {count} of {len(duels)}",
+            highlight=False,
+        )
+
+
+def _duel_difference(duel: DuelResult) -> str:
+    if not duel.versus.peers:
+        return ""
+    if not duel.is_compared:
+        return "not compared"
+    found = [peer.difference for peer in duel.versus.peers if peer.difference is not None]
+    if not found:
+        return ""
+    return f"{max(found):.0e}" if duel.agrees else f"[red]{max(found):.0e}, not the same[/red]"
 
 
 def _mebibytes(number: int | None) -> str:

@@ -3,14 +3,16 @@
 import contextlib
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from bench.floor import Ceilings
-from bench.measure import Measurement, Program, Workload, build, take_turns
+from bench.measure import Measurement, Program, Tell, Workload, build, take_turns
+
+Arrays = dict[str, np.ndarray]
 
 TOLERANCE = 1e-3
 
@@ -31,7 +33,8 @@ class PeerResult(NamedTuple):
     versions: dict[str, str] | None = None
     """Of the libraries that it is made of."""
     difference: float | None = None
-    """Largest difference to our result over the largest change that the round makes."""
+    """Largest difference to our result over the largest change that the round makes, or over the largest number of
+    the peer's result."""
     unavailable: str | None = None
     """Why it could not run."""
 
@@ -51,7 +54,7 @@ class PeerResult(NamedTuple):
 
 
 class Versus(NamedTuple):
-    """One workload, measured beside its peers."""
+    """One workload, or one of its duels, measured beside its peers."""
 
     ours: list[Measurement]
     """The fastest on one device and on several, timed in the same turns."""
@@ -75,7 +78,7 @@ class Versus(NamedTuple):
         }
 
 
-def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], start: dict[str, np.ndarray]) -> float:
+def difference(ours: Arrays, theirs: Arrays, start: Arrays) -> float:
     """Largest difference between two results over the largest change from a start, `|a - b| / |a - start|`.
 
     Args:
@@ -89,7 +92,7 @@ def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], start
     if ours.keys() != theirs.keys() or any(ours[name].shape != np.shape(theirs[name]) for name in ours):
         return float("inf")
 
-    def largest(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    def largest(a: Arrays, b: Arrays) -> float:
         return float(max(np.abs(np.float64(a[name]) - np.float64(b[name])).max() for name in a))
 
     ratio = largest(ours, theirs) / max(largest(ours, start), np.finfo(np.float64).tiny)
@@ -121,7 +124,7 @@ def compare(
     *,
     repeats: int,
     ceilings: Ceilings | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Tell = lambda text: None,
 ) -> Versus:
     """Runs our layouts of these names and all peers of the workload in turns, and compares the results.
 
@@ -141,43 +144,76 @@ def compare(
     assert workload.peers is not None
     cases = {case.layout: case for case in workload.layouts(num_clients, jnp.float32)}
     programs = [build(cases[name]) for name in names]
-    units = programs[0].case.units
     task = workload.peers.task(num_clients)
     ours = workload.peers.answer(num_clients, programs[0].output())
     start = task.params if task.kind == "fedavg" else {name: np.zeros_like(leaf) for name, leaf in ours.items()}
-    found: dict[str, PeerResult] = {}
-    with contextlib.ExitStack() as stack:
-        started: list[_Peer] = []
-        known = [name for name in peers.PEERS if peers.supports(name, task.kind, task.model)]
-        for name in known:
-            tell(f"starting {name}")
-            try:
-                started.append(_Peer(name, stack.enter_context(peers.start(name, task, tell=tell))))
-            except peers.PeerUnavailable as error:
-                found[name] = PeerResult(name, units, [], unavailable=str(error))
-        calls: Sequence[Callable[[], Any]] = [*(program.time for program in programs), *(p.run for p in started)]
-        samples = take_turns(calls, repeats=repeats, tell=tell)
-        for peer, seconds in zip(started, samples[len(programs) :], strict=True):
-            found[peer.name] = _result(peer, seconds, units, lambda theirs: difference(ours, theirs, start))
-    return Versus(
-        _measurements(programs, samples, ceilings),
-        [found[name] for name in known],
+    known = [name for name in peers.PEERS if peers.supports(name, task.kind, task.model)]
+    return take_turns_with_peers(
+        programs,
+        {name: (name, lambda: task) for name in known},
+        lambda theirs: difference(ours, theirs, start),
+        repeats=repeats,
+        most_seconds=workload.most_seconds,
+        ceilings=ceilings,
+        tell=tell,
     )
 
 
-def _measurements(programs: list[Program], samples: list[list[Any]], ceilings: Ceilings | None) -> list[Measurement]:
-    return [program.measurement(taken, ceilings) for program, taken in zip(programs, samples, strict=False)]
+def take_turns_with_peers(
+    programs: Sequence[Program],
+    tasks: Mapping[str, tuple[str, Callable[[], Any]]],
+    difference_fn: Callable[[Arrays], float | None],
+    *,
+    repeats: int,
+    most_seconds: float = float("inf"),
+    ceilings: Ceilings | None = None,
+    tell: Tell = lambda text: None,
+) -> Versus:
+    """Times programs and peers in turns.
+
+    Args:
+      programs: ours, compiled; one that does not fit into memory is not run.
+      tasks: names for the table, each with a peer and what makes its task.
+      difference_fn: says how far a peer's result is from ours; None where that means nothing.
+      repeats: timed calls of each, at least 5.
+      most_seconds: as in `take_turns`.
+      ceilings: what the hardware can do; None for no floors.
+      tell: called with a line on what is going on.
+
+    Returns:
+      A `Versus`; a peer that cannot run is part of it, with the reason.
+    """
+    from bench import peers
+
+    units = programs[0].case.units
+    runs = [program for program in programs if program.skipped is None]
+    found: dict[str, PeerResult] = {}
+    with contextlib.ExitStack() as stack:
+        started: list[_Peer] = []
+        for name, (peer, make_task) in tasks.items():
+            tell(f"starting {name}")
+            try:
+                started.append(_Peer(name, stack.enter_context(peers.start(peer, make_task(), tell=tell))))
+            except peers.PeerUnavailable as error:
+                found[name] = PeerResult(name, units, [], unavailable=str(error))
+        calls: Sequence[Callable[[], Any]] = [*(program.time for program in runs), *(p.run for p in started)]
+        samples = take_turns(calls, repeats=repeats, most_seconds=most_seconds, tell=tell)
+        for running, seconds in zip(started, samples[len(runs) :], strict=True):
+            found[running.name] = _result(running, seconds, units, difference_fn)
+    taken = iter(samples[: len(runs)])
+    ours = [program.measurement([] if program.skipped else next(taken), ceilings) for program in programs]
+    return Versus(ours, [found[name] for name in tasks])
 
 
 def _result(
-    peer: _Peer, seconds: list[float], units: int, compare_fn: Callable[[dict[str, np.ndarray]], float]
+    peer: _Peer, seconds: list[float], units: int, difference_fn: Callable[[Arrays], float | None]
 ) -> PeerResult:
     from bench import peers
 
     running, failure = peer.running, peer.failure
     if failure is None:
         try:
-            apart, peak = compare_fn(running.result()), running.peak_bytes()
+            apart, peak = difference_fn(running.result()), running.peak_bytes()
             return PeerResult(
                 peer.name, units, seconds, running.compile_seconds, peak, dict(running.versions), difference=apart
             )

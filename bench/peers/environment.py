@@ -1,5 +1,6 @@
 """The virtual environment of a peer, built on first use from its list of requirements.
 
+Beside `<peer>.txt` there may be a `<peer>.nodeps.txt`: it is installed after the first, without its dependencies.
 Environments lie in `.cache/bench-peers`, named by the hash of the requirements and of the Python that runs them: peers
 with the same list share one, and a list that changes gets a new one. A stamp is written last, so that a build that was
 interrupted starts over; a lock keeps a second process from building in the same place.
@@ -34,7 +35,7 @@ def ensure(name: str, requirements: Path, *, cache: Path = CACHE, tell: Callable
 
     Args:
       name: of the peer, for messages.
-      requirements: its list, as pip reads it.
+      requirements: its list, as pip reads it, and perhaps a second one beside it, see above.
       cache: folder that holds the environments.
       tell: called with a line on what is going on.
 
@@ -56,7 +57,10 @@ def ensure(name: str, requirements: Path, *, cache: Path = CACHE, tell: Callable
             raise PeerUnavailable(_FAILED[folder])
         tell(f"installing {name}")
         shutil.rmtree(folder, ignore_errors=True)
-        for command in ((sys.executable, "-m", "venv", str(folder)), (str(python), *PIP, "-r", str(requirements))):
+        commands = [(sys.executable, "-m", "venv", str(folder)), (str(python), *PIP, "-r", str(requirements))]
+        if (alone := without_dependencies(requirements)).exists():
+            commands.append((str(python), *PIP, "--no-deps", "-r", str(alone)))
+        for command in commands:
             if complaint := _complaint(command):
                 _FAILED[folder] = f"cannot install {name}: {complaint}"
                 raise PeerUnavailable(_FAILED[folder])
@@ -64,10 +68,16 @@ def ensure(name: str, requirements: Path, *, cache: Path = CACHE, tell: Callable
     return python
 
 
+def without_dependencies(requirements: Path) -> Path:
+    """Where the second list is, if there is one: of packages that want what they do not need here."""
+    return requirements.with_suffix(".nodeps.txt")
+
+
 def key(requirements: Path) -> str:
-    """Name of the environment of a list of requirements."""
+    """Name of the environment of a list of requirements, and of the second one beside it."""
     python = f"{sys.implementation.name} {sys.version_info[:2]} {sys.platform}\n"
-    return hashlib.sha256(python.encode() + requirements.read_bytes()).hexdigest()[:16]
+    lists = [path.read_bytes() for path in (requirements, without_dependencies(requirements)) if path.exists()]
+    return hashlib.sha256(python.encode() + b"\n--no-deps\n".join(lists)).hexdigest()[:16]
 
 
 def outside() -> dict[str, str]:

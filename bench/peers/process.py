@@ -38,7 +38,7 @@ class Running:
         name: str,
         python: Path,
         module: str,
-        task: tasks.Task,
+        task: tasks.AnyTask,
         *,
         path: Sequence[Path] = (),
         ready_seconds: float = READY_SECONDS,
@@ -92,7 +92,7 @@ class Running:
         return self._ask("run")["seconds"]
 
     def result(self) -> dict[str, np.ndarray]:
-        """What the latest call came to, with the names, shapes and layout of `Task.params`."""
+        """What the latest call came to, by name, as the kind of task says."""
         return tasks.load_arrays(self._folder / self._ask("result")["result"])
 
     def peak_bytes(self) -> int | None:

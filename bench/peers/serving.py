@@ -41,6 +41,7 @@ def serve(module_name: str, folder: Path, say: Callable[[dict[str, Any]], None])
     """
     module = importlib.import_module(module_name)
     program = module.prepare(tasks.load(folder))
+    program.refresh()
     start = time.perf_counter()
     latest = program.run()
     compile_seconds = time.perf_counter() - start
@@ -50,6 +51,7 @@ def serve(module_name: str, folder: Path, say: Callable[[dict[str, Any]], None])
         match json.loads(line):
             case "run":
                 del latest
+                program.refresh()
                 start = time.perf_counter()
                 latest = program.run()
                 say({"seconds": time.perf_counter() - start})

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -41,6 +41,51 @@ class Task(NamedTuple):
         """The same task for the first few clients."""
         return self._replace(x=self.x[:num_clients], y=self.y[:num_clients])
 
+    def pack(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What is JSON, and what is arrays."""
+        scalars = {"kind": self.kind, "model": self.model, "learning_rate": self.learning_rate}
+        return scalars, {"x": self.x, "y": self.y, **{f"params/{name}": leaf for name, leaf in self.params.items()}}
+
+    @classmethod
+    def unpack(cls, scalars: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Task":
+        """The inverse of `pack`."""
+        params = {name.removeprefix("params/"): leaf for name, leaf in arrays.items() if name.startswith("params/")}
+        return cls(params=params, x=arrays["x"], y=arrays["y"], **scalars)
+
+
+class RuleTask(NamedTuple):
+    """One aggregation rule on the clients' updates; the result is `{"update": [D]}`."""
+
+    steps: tuple[tuple[str, dict[str, float]], ...]
+    """The rule, or what comes before it and then the rule: names and arguments as the peer knows them."""
+    library: str
+    """Whose arrays the peer is to take, `"numpy"` or `"torch"`, if it has a choice."""
+    updates: np.ndarray
+    """`[C, D]` float32."""
+
+    @property
+    def kind(self) -> str:
+        """As in `Task`."""
+        return "rule"
+
+    @property
+    def model(self) -> str:
+        """As in `Task`: there are no models here, only a matrix."""
+        return "matrix"
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What is JSON, and what is arrays."""
+        return {"steps": self.steps, "library": self.library}, {"updates": self.updates}
+
+    @classmethod
+    def unpack(cls, scalars: dict[str, Any], arrays: dict[str, np.ndarray]) -> "RuleTask":
+        """The inverse of `pack`."""
+        return cls(tuple((name, arguments) for name, arguments in scalars["steps"]), scalars["library"], **arrays)
+
+
+AnyTask: TypeAlias = Task | RuleTask
+_TYPES: dict[str, type[Task] | type[RuleTask]] = {"Task": Task, "RuleTask": RuleTask}
+
 
 class Program(NamedTuple):
     """A task made ready by a peer."""
@@ -48,24 +93,25 @@ class Program(NamedTuple):
     run: Callable[[], Any]
     """Does the whole task and returns when the result is there."""
     to_numpy: Callable[[Any], dict[str, np.ndarray]]
-    """Turns what `run` returned into arrays with the names, shapes and layout of `Task.params`."""
+    """Turns what `run` returned into arrays with the names, shapes and layout of `Task.params`, or those that
+    `RuleTask` asks for."""
     settings: dict[str, str]
     """What the peer chose for itself, for example the number of threads."""
+    refresh: Callable[[], None] = lambda: None
+    """Called before each `run`, off the clock, for peers that change what they are given."""
 
 
-def save(task: Task, folder: Path) -> None:
+def save(task: AnyTask, folder: Path) -> None:
     """Writes `task.json` and `task.npz`."""
-    scalars = {"kind": task.kind, "model": task.model, "learning_rate": task.learning_rate}
-    (folder / "task.json").write_text(json.dumps(scalars), encoding="utf-8")
-    save_arrays(folder / "task.npz", {"x": task.x, "y": task.y, **{f"params/{k}": v for k, v in task.params.items()}})
+    scalars, arrays = task.pack()
+    (folder / "task.json").write_text(json.dumps({"type": type(task).__name__, **scalars}), encoding="utf-8")
+    save_arrays(folder / "task.npz", arrays)
 
 
-def load(folder: Path) -> Task:
+def load(folder: Path) -> AnyTask:
     """Reads what `save` wrote."""
     scalars = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    arrays = load_arrays(folder / "task.npz")
-    x, y = arrays.pop("x"), arrays.pop("y")
-    return Task(params={name.removeprefix("params/"): value for name, value in arrays.items()}, x=x, y=y, **scalars)
+    return _TYPES[scalars.pop("type")].unpack(scalars, load_arrays(folder / "task.npz"))
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

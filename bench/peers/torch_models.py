@@ -1,8 +1,6 @@
 """The models in torch: as a function of a list of tensors and as a module, and the way there and back."""
 
 import functools
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from bench.peers.task import Program, Task
+from bench.peers.threads import choose_threads
 
 NAMES = {
     "mlp": ("w1", "b1", "w2", "b2"),
@@ -19,7 +18,7 @@ NAMES = {
 }
 AFTER_FLATTEN = {"mlp": None, "cnn": "w", "femnist": "w1"}
 SIDE = 7  # of the pictures when they are flattened
-NUM_TRIAL_CLIENTS, NUM_TRIALS, TRIAL_SECONDS = 10, 3, 5.0
+NUM_TRIAL_CLIENTS = 10
 
 
 def parameters(task: Task) -> list[Tensor]:
@@ -81,21 +80,7 @@ def with_threads(build: Callable[[Task], Program], task: Task) -> Program:
     Returns:
       The task made ready, under the chosen number of threads.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    trial = build(task.first(NUM_TRIAL_CLIENTS))
-    seconds = dict.fromkeys((1, cores), float("inf"))
-    began = time.perf_counter()
-    for turn in range(NUM_TRIALS):
-        if turn and time.perf_counter() - began > TRIAL_SECONDS:
-            break
-        for threads in seconds:
-            torch.set_num_threads(threads)
-            trial.run()  # wakes them
-            start = time.perf_counter()
-            trial.run()
-            seconds[threads] = min(seconds[threads], time.perf_counter() - start)
-    threads = min(seconds, key=seconds.__getitem__)
-    torch.set_num_threads(threads)
+    threads = choose_threads(build(task.first(NUM_TRIAL_CLIENTS)), torch.set_num_threads)
     program = build(task)
     return program._replace(settings={"threads": str(threads), **program.settings})
 

@@ -50,6 +50,7 @@ from cedarjax.core.training import optimiser_step as optimiser_step
 from cedarjax.core.training import train as train
 from cedarjax.core.trees import finite_rows as finite_rows
 from cedarjax.core.trees import gram as gram
+from cedarjax.core.trees import inner_with as inner_with
 from cedarjax.core.trees import num_clients as num_clients
 from cedarjax.core.trees import sq_norms as sq_norms
 from cedarjax.core.trees import tree_structure as tree_structure
@@ -103,6 +104,7 @@ __all__ = [
     "finite_rows",
     "gram",
     "init_run",
+    "inner_with",
     "layer_bytes",
     "layer_leaves",
     "layer_mask",

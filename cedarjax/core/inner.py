@@ -17,7 +17,7 @@ from cedarjax.core.dtypes import accumulator
 from cedarjax.core.lowrank import reduce
 from cedarjax.core.lowrank.node import LowRank, is_low_rank, keep
 from cedarjax.core.mixture import Mixture
-from cedarjax.core.sharded import all_reduced, divides, share_of_parameters
+from cedarjax.core.sharded import all_reduced, divides, own_columns, share_of_parameters
 from cedarjax.core.types import PyTree
 
 _HIGHEST = lax.Precision.HIGHEST
@@ -121,9 +121,14 @@ def _bulk(inner: jax.Array, read: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _inner(parts: tuple[PyTree, ...], read: jax.Array, centre: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Inner products of the rows that are read about a centre, `centre @ rows`, and of the centre, leaf by leaf."""
-    if len(parts) == 1 and divides(mesh, read.shape[0]):
+    if divides(mesh, jax.tree.leaves(parts[0])[0].shape[0]):
         assert mesh is not None
-        return all_reduced(lambda own: _inner((share_of_parameters(own, mesh),), read, centre, None), mesh, parts[0])
+
+        def on_shares(own: PyTree) -> jax.Array:
+            others = [own_columns(part, mesh) for part in parts[1:]]  # not the clients': the same on all devices
+            return _inner((share_of_parameters(own, mesh), *others), read, centre, None)
+
+        return all_reduced(on_shares, mesh, parts[0])
     leaves = [jax.tree.leaves(part, is_leaf=is_low_rank) for part in parts]
     total = None
     for group in zip(*leaves, strict=True):

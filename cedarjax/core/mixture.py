@@ -59,6 +59,20 @@ class Mixture:
         sums = used.astype(updates.sums.dtype) + through(updates.sums - 1) if means else through(updates.sums)
         return cls(tuple(map(through, updates.matrices)), updates.parts, sums, updates.inner)
 
+    def beside(self, vector: PyTree) -> "Mixture":
+        """The same rows and one more behind them.
+
+        Args:
+          vector: tree with leaves `[...]`, finite.
+
+        Returns:
+          A `Mixture` of `K + 1` rows whose inner products are not known.
+        """
+        own = tuple(jnp.pad(m, ((0, 1), (0, 0))) for m in self.matrices)
+        last = jnp.zeros((self.num_rows + 1, 1), self.matrices[0].dtype).at[-1, 0].set(1)
+        part = jax.tree.map(lambda x: x[None], vector)
+        return Mixture((*own, last), (*self.parts, part), jnp.pad(self.sums, (0, 1), constant_values=1))
+
     @property
     def num_rows(self) -> int:
         """`K`."""

@@ -74,3 +74,23 @@ def share_of_parameters(updates: PyTree, mesh: Mesh) -> PyTree:
         return LowRank.of((exchange(x.left, 2), lax.all_gather(x.right, mesh.axis_names, tiled=True)))
 
     return jax.tree.map(share, updates, is_leaf=is_low_rank)
+
+
+def own_columns(rows: PyTree, mesh: Mesh) -> PyTree:
+    """Inside `all_reduced`: of rows that every device has, the share of the parameters that it works on.
+
+    Args:
+      rows: leaves `[K, ...]`, arrays.
+      mesh: as in `divides`.
+
+    Returns:
+      Leaves `[K, D / n]`, filled up with zeros as by `share_of_parameters`.
+    """
+
+    def own(x: jax.Array) -> jax.Array:
+        flat = x.reshape(x.shape[0], -1)
+        padded = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % mesh.size)))
+        width = padded.shape[1] // mesh.size
+        return lax.dynamic_slice_in_dim(padded, lax.axis_index(mesh.axis_names) * width, width, axis=1)
+
+    return jax.tree.map(own, rows)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from cedarjax.core.dtypes import accumulator
 from cedarjax.core.inner import products, with_inner
 from cedarjax.core.lowrank import reduce
-from cedarjax.core.lowrank.node import LowRank, is_low_rank, keep
+from cedarjax.core.lowrank.node import LowRank, dense, is_low_rank, keep
 from cedarjax.core.mixture import Mixture
 from cedarjax.core.names import leaf_names
 from cedarjax.core.sharded import all_reduced, divides, share_of_parameters
@@ -157,6 +157,36 @@ def sq_norms(updates: PyTree, *, mesh: Mesh | None = None) -> jax.Array:
     return _sum_leaves([squares(x) for x in _leaves(updates)])
 
 
+def inner_with(updates: PyTree, vector: PyTree) -> jax.Array:
+    """Inner product of each client's update with one vector.
+
+    Args:
+      updates: tree with leaves `[C, ...]`, or a `Mixture`.
+      vector: tree with leaves `[...]`.
+
+    Returns:
+      `[C]`, float32 or wider; NaN or Inf only for clients whose update holds them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> inner_with({"a": jnp.array([[3.0, 4.0], [0.0, 1.0]])}, {"a": jnp.array([1.0, 2.0])})
+      Array([11.,  2.], dtype=float32)
+    """
+    if isinstance(updates, Mixture):
+        of_parts = [
+            jnp.matmul(m, jnp.where(read, inner_with(part, vector), 0).astype(m.dtype), precision=_HIGHEST)
+            for m, read, part in zip(updates.matrices, updates.read(), updates.parts, strict=True)
+        ]
+        return _sum_leaves(of_parts)
+
+    def product(x: jax.Array | LowRank, v: jax.Array) -> jax.Array:
+        dtype = accumulator(x)
+        x = dense(x)
+        return jnp.matmul(_rows(x), v.reshape(-1).astype(x.dtype), precision=_HIGHEST, preferred_element_type=dtype)
+
+    return _sum_leaves([product(x, v) for x, v in zip(_leaves(updates), jax.tree.leaves(vector), strict=True)])
+
+
 def _inner_products(rows: Mixture, mesh: Mesh | None) -> jax.Array:
     rows = with_inner(rows, jnp.ones(rows.num_rows, bool), mesh=mesh)
     assert rows.inner is not None
@@ -237,7 +267,7 @@ def _of_mixture(per_leaf: PyTree, rows: Mixture, mesh: Mesh | None) -> PyTree:
             dtype = accumulator(c, matrix)
             return jnp.matmul(c.astype(dtype), matrix.astype(dtype), precision=_HIGHEST)
 
-        return weighted_sum(jax.tree.map(through, per_leaf), part, mesh=mesh if len(rows.parts) == 1 else None)
+        return weighted_sum(jax.tree.map(through, per_leaf), part, mesh=mesh if num_clients(part) > 1 else None)
 
     sums = [of_part(matrix, part) for matrix, part in zip(rows.matrices, rows.parts, strict=True)]
     return jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *sums)

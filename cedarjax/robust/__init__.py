@@ -1,17 +1,36 @@
-"""Aggregation rules: the mean, and Cedar's representational screening."""
+"""Aggregation rules that withstand attackers, and Cedar's representational screening."""
 
+from cedarjax.robust.bucketing import bucketing as bucketing
+from cedarjax.robust.bulyan import bulyan as bulyan
+from cedarjax.robust.bulyan import bulyan_selection as bulyan_selection
 from cedarjax.robust.cedar import CedarInfo as CedarInfo
 from cedarjax.robust.cedar import CedarState as CedarState
 from cedarjax.robust.cedar import cedar as cedar
 from cedarjax.robust.cedar import lower_minority as lower_minority
 from cedarjax.robust.cedar import published_minority as published_minority
 from cedarjax.robust.cedar import similarity_weights as similarity_weights
+from cedarjax.robust.centered_clipping import CenteredClippingState as CenteredClippingState
+from cedarjax.robust.centered_clipping import centered_clipping as centered_clipping
+from cedarjax.robust.clip import arc as arc
+from cedarjax.robust.clip import clip as clip
+from cedarjax.robust.clip import clip_factors as clip_factors
 from cedarjax.robust.clusters import two_means as two_means
+from cedarjax.robust.fltrust import fltrust as fltrust
+from cedarjax.robust.foolsgold import FoolsGoldState as FoolsGoldState
+from cedarjax.robust.foolsgold import foolsgold as foolsgold
+from cedarjax.robust.foolsgold import foolsgold_weights as foolsgold_weights
 from cedarjax.robust.krum import krum as krum
 from cedarjax.robust.krum import krum_scores as krum_scores
 from cedarjax.robust.krum import multi_krum as multi_krum
+from cedarjax.robust.meamed import meamed as meamed
+from cedarjax.robust.meamed import phocas as phocas
 from cedarjax.robust.mean import MeanState as MeanState
 from cedarjax.robust.mean import mean as mean
+from cedarjax.robust.median import median as median
+from cedarjax.robust.nnm import neighbour_means as neighbour_means
+from cedarjax.robust.nnm import nnm as nnm
+from cedarjax.robust.presence import Presence as Presence
+from cedarjax.robust.presence import read_presence as read_presence
 from cedarjax.robust.rdm import euclidean_rdm as euclidean_rdm
 from cedarjax.robust.rdm import rdm as rdm
 from cedarjax.robust.rdm import rdm_similarity as rdm_similarity
@@ -23,29 +42,60 @@ from cedarjax.robust.selection import distances_of as distances_of
 from cedarjax.robust.selection import lowest as lowest
 from cedarjax.robust.selection import mean_over as mean_over
 from cedarjax.robust.selection import num_present as num_present
+from cedarjax.robust.signs import rlr as rlr
+from cedarjax.robust.signs import rsa as rsa
+from cedarjax.robust.signs import sign_majority as sign_majority
+from cedarjax.robust.trimmed_mean import trimmed_mean as trimmed_mean
+from cedarjax.robust.wrap import WrapState as WrapState
+from cedarjax.robust.zeno import zeno as zeno
 
 __all__ = [
     "CedarInfo",
     "CedarState",
+    "CenteredClippingState",
+    "FoolsGoldState",
     "MeanState",
+    "Presence",
     "RuleInfo",
     "RuleState",
+    "WrapState",
+    "arc",
+    "bucketing",
+    "bulyan",
+    "bulyan_selection",
     "cedar",
+    "centered_clipping",
+    "clip",
+    "clip_factors",
     "distances_of",
     "euclidean_rdm",
+    "fltrust",
+    "foolsgold",
+    "foolsgold_weights",
     "from_columns",
     "from_gram",
     "krum",
     "krum_scores",
     "lower_minority",
     "lowest",
+    "meamed",
     "mean",
     "mean_over",
+    "median",
     "multi_krum",
+    "neighbour_means",
+    "nnm",
     "num_present",
+    "phocas",
     "published_minority",
     "rdm",
     "rdm_similarity",
+    "read_presence",
+    "rlr",
+    "rsa",
+    "sign_majority",
     "similarity_weights",
+    "trimmed_mean",
     "two_means",
+    "zeno",
 ]

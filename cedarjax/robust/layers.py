@@ -1,11 +1,14 @@
 """Distances and combinations where clients left layers out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cedarjax.core.inner import centered_gram, products
 from cedarjax.core.lowrank import is_low_rank
+from cedarjax.core.trees import sq_norms
 from cedarjax.core.types import PyTree
 
 
@@ -52,6 +55,33 @@ def layered_gram(updates: PyTree, weights: PyTree, *, mesh: Mesh | None = None) 
     mean = present.astype(scaled.dtype) / jnp.maximum(present.sum(dtype=jnp.int32), 1).astype(scaled.dtype)
     centring = jnp.where(present[:, None], jnp.eye(present.size, dtype=scaled.dtype) - mean[None, :], 0)
     return -products(centring, scaled) / 2
+
+
+def layered_sq_norms(updates: PyTree, weights: PyTree) -> jax.Array:
+    """Squared lengths over the layers that each client uploaded, scaled to all parameters.
+
+    `|x_i|^2 = D / sum_l u_il D_l * sum_l u_il |x_il|^2`.
+
+    Args:
+      updates: tree with leaves `[C, ...]`.
+      weights: tree of `[C]` leaves shaped like the updates; 0 = not uploaded.
+
+    Returns:
+      `[C]`, float32 or wider; 0 for clients that uploaded nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> updates = {"a": jnp.array([[3.0], [4.0]]), "b": jnp.array([[1.0], [jnp.nan]])}
+      >>> print(layered_sq_norms(updates, {"a": jnp.array([1.0, 1.0]), "b": jnp.array([1.0, 0.0])}))
+      [10. 32.]
+    """
+    leaves = jax.tree.leaves(updates, is_leaf=is_low_rank)
+    uploads = [w > 0 for w in jax.tree.leaves(weights)]
+    sizes = [x.size // x.shape[0] for x in leaves]
+    squares = [jnp.where(u, sq_norms(x), 0) for u, x in zip(uploads, leaves, strict=True)]
+    total = functools.reduce(jnp.add, squares)
+    sent = sum(jnp.where(u, jnp.asarray(size, total.dtype), 0) for u, size in zip(uploads, sizes, strict=True))
+    return jnp.where(sent > 0, total * (sum(sizes) / jnp.where(sent > 0, sent, 1)), 0)
 
 
 def renormalised(coefficients: jax.Array, weights: PyTree) -> PyTree:

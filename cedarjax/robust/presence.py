@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from cedarjax.core.lowrank import is_low_rank
 from cedarjax.core.mixture import Mixture
-from cedarjax.core.trees import finite_rows, num_clients, tree_structure
+from cedarjax.core.trees import finite_rows, num_clients, sq_norms, tree_structure
 from cedarjax.core.types import PyTree
+
+_ROOM = 64.0
 
 
 class Presence(NamedTuple):
@@ -116,3 +118,24 @@ def read_presence(updates: PyTree, weights: PyTree | None) -> Presence:
         structure = tree_structure(updates)
         kept = jax.tree.unflatten(structure, [kept] * structure.num_leaves)
     return Presence(kept, sent & ~bad, bad)
+
+
+def finite_lengths(updates: PyTree, squares: jax.Array | None = None) -> jax.Array:
+    """Which clients sent finite numbers whose squares add up to a finite one, with room for sums over clients.
+
+    Args:
+      updates: tree with leaves `[C, ...]`, or a `Mixture`.
+      squares: their squared lengths, if they are known.
+
+    Returns:
+      `[C]` bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(finite_lengths({"a": jnp.array([1.0, jnp.inf, 1e30])}))
+      [ True False False]
+    """
+    if isinstance(updates, Mixture):
+        return finite_rows(updates)
+    squares = sq_norms(updates) if squares is None else squares
+    return squares < jnp.finfo(squares.dtype).max / _ROOM  # False for NaN

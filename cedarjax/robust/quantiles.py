@@ -80,8 +80,8 @@ def fold_rows(
     return total
 
 
-# A bracket is `(low, high, below, upto)`, each `[B]`: the sought number lies in `[low, high]`; `below` is the mass of the
-# rows below `low`, `upto` that of the rows up to `high`.
+# A bracket is `(low, high, below, upto)`, each `[B]`: the sought number lies in `[low, high]`; `below` is the mass of
+# the rows below `low`, `upto` that of the rows up to `high`.
 def _probe(bracket: tuple[jax.Array, ...], target: jax.Array, least: jax.Array, index: jax.Array) -> jax.Array:
     low, high, below, upto = bracket
     share = (target - below - 0.5 * least) / jnp.where(upto > below, upto - below, 1)

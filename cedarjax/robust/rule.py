@@ -23,7 +23,7 @@ from cedarjax.core.trees import num_clients, tree_structure, weighted_sum
 from cedarjax.core.types import Aggregator, PyTree
 from cedarjax.robust.layers import layered_gram, renormalised
 from cedarjax.robust.order import median_of
-from cedarjax.robust.presence import Presence, by_layer, claimed_weights, read_presence
+from cedarjax.robust.presence import Presence, by_layer, claimed_weights, finite_lengths, read_presence
 from cedarjax.robust.selection import check_enough, num_present
 
 GramRule = Callable[[jax.Array, jax.Array], jax.Array]
@@ -150,8 +150,9 @@ def from_gram(rule: GramRule, *, min_clients: int = 1, condition: str = "num_cli
     """Lifts a function of the clients' inner products to a rule.
 
     The updates are centred near their bulk, multiplied in at least float32 and masked before the function sees them. A
-    client whose upload is not finite is absent. Where layers are masked, the distance of two clients is taken over the
-    layers that both uploaded, scaled to all parameters, and the coefficients are renormalised layer by layer.
+    client whose upload is not finite, or too long for the square of its length to be, is absent. Where layers are
+    masked, the distance of two clients is taken over the layers that both uploaded, scaled to all parameters, and the
+    coefficients are renormalised layer by layer.
 
     Args:
       rule: `rule(gram, weights) -> coefficients`: `gram` `[C, C]` about a common centre, with rows and columns of 0 for
@@ -199,7 +200,7 @@ def from_gram(rule: GramRule, *, min_clients: int = 1, condition: str = "num_cli
             presence = read_presence(updates, weights)
             gram, rows = layered_gram(updates, presence.weights, mesh=mesh), updates
         else:
-            presence, gram, rows = _seen(updates, claimed_weights(updates, weights), mesh)
+            presence, gram, rows = seen(updates, claimed_weights(updates, weights), mesh)
         present = presence.present
         kept = jnp.where(present, presence.clients, 0).astype(gram.dtype)
         enough = num_present(kept) >= min_clients
@@ -219,11 +220,19 @@ def from_gram(rule: GramRule, *, min_clients: int = 1, condition: str = "num_cli
     return optax.GradientTransformationExtraArgs(init_rule, update)
 
 
-def _seen(updates: PyTree, weights: jax.Array, mesh: Mesh | None) -> tuple[Presence, jax.Array, Mixture]:
+def seen(updates: PyTree, weights: jax.Array, mesh: Mesh | None = None) -> tuple[Presence, jax.Array, Mixture]:
     """Who is there, their Gram matrix, and the rows with their inner products.
 
     The product of all rows tells by itself whether they are finite, so that nobody reads them before; only if it is not
     are the finite ones looked for.
+
+    Args:
+      updates: tree with leaves `[C, ...]`, or a `Mixture`.
+      weights: `[C]`, 0 = absent.
+      mesh: mesh over which the client axis lies.
+
+    Returns:
+      A `Presence`; `[C, C]` inner products about a common centre; the rows as a `Mixture` that knows them.
     """
 
     def whole(present: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -235,7 +244,7 @@ def _seen(updates: PyTree, weights: jax.Array, mesh: Mesh | None) -> tuple[Prese
     gram, inner = whole(claimed)
 
     def again() -> tuple[jax.Array, jax.Array, jax.Array]:
-        nonfinite = read_presence(updates, weights).nonfinite
+        nonfinite = claimed & ~finite_lengths(updates)
         return *whole(claimed & ~nonfinite), nonfinite
 
     finite = jnp.isfinite(gram).all()

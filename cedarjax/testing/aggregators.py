@@ -290,7 +290,7 @@ def check_aggregator(
     if count < 3:
         raise ValueError(f"updates must hold at least 3 clients, got {count}.")
     if mesh is None and len(jax.devices()) > 1:
-        mesh = jax.make_mesh((len(jax.devices()),), ("clients",))
+        mesh = jax.make_mesh((len(jax.devices()),), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
     params = jax.tree.map(lambda x: jnp.zeros_like(x[0]), updates) if params is None else params
     weights = jnp.arange(1, count + 1, dtype=jnp.float32) if weights is None else weights
     case = AggregatorCase(aggregator, updates, params, weights, mesh, tuple(dtypes), seed, rtol, atol)

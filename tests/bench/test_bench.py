@@ -89,7 +89,25 @@ def test_a_long_call_is_not_repeated(monkeypatch):
     monkeypatch.setattr(measure, "LONG_SECONDS", -1.0)
     called = []
     assert measure.take_turns([lambda: called.append("a")], repeats=5) == [[None] * 5]
-    assert len(called) == 2 + 5  # two in the first turn, before its length is known
+    assert len(called) == 1 + 5
+
+
+def test_what_takes_too_long_sits_out_once_it_has_two_samples():
+    called = []
+    samples = measure.take_turns([lambda: called.append("a")], repeats=5, most_seconds=0.0)
+    assert samples == [[None] * measure.LEAST_SAMPLES] and len(called) == 2 * (1 + measure.LEAST_SAMPLES)
+    (measurement,) = measure.measure([small_case()], repeats=5, most_seconds=0.0)
+    assert len(measurement.seconds) == measure.LEAST_SAMPLES
+
+
+def test_temporaries_stand_beside_the_arguments():
+    def sorted_twice(x):
+        return jnp.sort(jnp.sort(x) * x)
+
+    (measurement,) = measure.measure([Case("loop", "whole", sorted_twice, (jnp.zeros(1000),), 1)], repeats=5)
+    assert measurement.argument_bytes == 4000
+    assert measurement.temp_share == measurement.temp_bytes / 4000 == measurement.record()["temp_share"]
+    assert measurement._replace(temp_bytes=None).temp_share is None
 
 
 def test_the_machine_is_described(monkeypatch):
@@ -193,9 +211,15 @@ def test_the_numbers_are_written_as_json(stub, tmp_path):
         ({"repeats": 1}, "--repeats"),
         ({"clients": (0,)}, "--clients"),
         ({"peers": True, "dtype": "bfloat16"}, "--peers"),
+        ({"workload": "robust", "params": 0}, "--params"),
+        ({"workload": "robust", "params": 10_000_000, "peers": True}, "--params"),
+        ({"workload": "robust", "rules": ("krum", "crumb")}, "--rules"),
+        ({"workload": "cedar", "rules": ("krum",)}, "--params, --rules and --weighted"),
+        ({"workload": "mlp", "weighted": True}, "--params, --rules and --weighted"),
     ],
 )
-def test_options_out_of_range(options, message):
+def test_options_out_of_range(options, message, monkeypatch):
+    monkeypatch.setattr(program, "measure_ceilings", lambda dtype: CEILINGS)
     with pytest.raises(ValueError, match=f"{message} must"):
         run(**options)
 

@@ -1,0 +1,117 @@
+"""Bulyan: Krum selects, then every coordinate keeps what is nearest to the median of the selected.
+
+Reference: El Mhamdi et al., `The hidden vulnerability of distributed learning in Byzantium
+<https://arxiv.org/abs/1802.07927>`_, 2018.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from cedarjax.core.lowrank import dense
+from cedarjax.core.mixture import Mixture
+from cedarjax.core.trees import num_clients
+from cedarjax.core.types import Aggregator, PyTree
+from cedarjax.robust.krum import krum_scores
+from cedarjax.robust.layers import layered_gram
+from cedarjax.robust.order import mean_of_nearest, median_of
+from cedarjax.robust.presence import by_layer, claimed_weights, read_presence
+from cedarjax.robust.rule import RuleInfo, RuleState, by_columns, init_rule, next_state, seen
+from cedarjax.robust.selection import check_enough, check_num_byzantine, num_present
+
+
+def bulyan_selection(gram: jax.Array, weights: jax.Array, f: int) -> jax.Array:
+    """The `n - 2 f` clients that Krum picks one after another, each from those that are left.
+
+    A client's score is the sum over its `max(1, r - f - 2)` nearest neighbours among the `r` clients that are left.
+
+    Args:
+      gram: `[C, C]` inner products about any centre.
+      weights: `[C]`; clients of weight 0 are absent.
+      f: number of attackers.
+
+    Returns:
+      `[C]` bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([0.0, 1.0, 1.5, 2.5, 3.0, 4.0, 90.0])
+      >>> bulyan_selection(x[:, None] * x[None, :], jnp.ones(7), f=1).tolist()
+      [True, True, True, True, True, False, False]
+    """
+    n = num_present(weights)
+
+    def pick(_: jax.Array, left: jax.Array) -> jax.Array:
+        neighbors = jnp.maximum(num_present(left) - f - 2, 1)
+        best = jnp.argmin(krum_scores(gram, left, neighbors))
+        return left.at[best].set(0)
+
+    present = (weights > 0).astype(gram.dtype)
+    left = lax.fori_loop(0, jnp.maximum(n - 2 * f, 0), pick, present)
+    return (present > 0) & ~(left > 0)
+
+
+def bulyan(f: int) -> Aggregator:
+    """The mean of every coordinate over the `theta - 2 f` numbers nearest to the median of `theta = n - 2 f` clients.
+
+    The clients are those of `bulyan_selection`. Guarantee: each coordinate is within the honest ones' reach whatever
+    the dimension, for `n >= 4 f + 3` (El Mhamdi et al. 2018). With `f = 0` it is the mean. It moves and scales along
+    with the updates.
+
+    Args:
+      f: number of attackers to withstand; `4 f + 3 <= n` for `n` present clients. If only values tell that they are
+        fewer, the result is the coordinate-wise median of all, and `info.ok` is False.
+
+    Returns:
+      An `Aggregator` that reads `weights=` and `mesh=` and whose state is a `RuleState`; `info.coefficients` are 1 for
+      the clients selected and 0 for others. Weights weigh medians and means; clients are counted.
+
+    Raises:
+      ValueError: if `f` is negative (here), or there are too few clients for it (when `update` is traced).
+      TypeError: if `f` is not an int.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rule = bulyan(f=1)
+      >>> updates = {"a": jnp.array([0.0, 1.0, 1.5, 2.5, 3.0, 4.0, 90.0])}
+      >>> print(rule.update(updates, rule.init({"a": jnp.zeros(())}))[0])
+      {'a': Array(1.6666666, dtype=float32)}
+    """
+    check_num_byzantine(f)
+
+    def update(
+        updates: PyTree,
+        state: RuleState,
+        params: PyTree | None = None,
+        *,
+        weights: PyTree | None = None,
+        mesh: Mesh | None = None,
+        **extra_args: PyTree,
+    ) -> tuple[PyTree, RuleState]:
+        del params, extra_args
+        check_enough(f, num_clients(updates), 4 * f + 3, "4 * f + 3 <= num_clients")
+        layered = by_layer(updates, weights)
+        if layered:
+            updates = dense(updates) if isinstance(updates, Mixture) else updates
+            presence = read_presence(updates, weights)
+            gram, rows = layered_gram(updates, presence.weights, mesh=mesh), updates
+        else:
+            presence, gram, rows = seen(updates, claimed_weights(updates, weights), mesh)
+        kept = jnp.where(presence.present, presence.clients, 0)
+        enough = num_present(kept) >= 4 * f + 3
+        selected = bulyan_selection(gram, kept, f) | (presence.present & ~enough)
+
+        def second_stage(block: jax.Array, weights: jax.Array) -> jax.Array:
+            there = jnp.where(selected, weights, 0)
+            theta = num_present(there).astype(jnp.promote_types(block.dtype, jnp.float32))
+            centre = median_of(block.astype(theta.dtype), there)
+            few = ~enough | (theta <= 2 * f)
+            return mean_of_nearest(block, there, centre, jnp.where(few, 2 - theta % 2, theta - 2 * f))
+
+        out = by_columns(second_stage, rows, presence.weights, layered=layered, mesh=mesh)
+        info = RuleInfo(selected.astype(gram.dtype), presence.nonfinite, enough)
+        return out, next_state(state, info)
+
+    return optax.GradientTransformationExtraArgs(init_rule, update)

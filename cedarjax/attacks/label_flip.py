@@ -6,9 +6,9 @@ Model Poisoning Attacks to Byzantine-Robust Federated Learning <https://arxiv.or
 """
 
 import jax
-import jax.numpy as jnp
 
-from cedarjax.attacks.rows import check_byzantine, overwrite_rows
+from cedarjax.attacks.labels import check_labels, example_of, replace_examples
+from cedarjax.attacks.rows import overwrite_rows
 from cedarjax.core.types import Cohort
 
 
@@ -35,12 +35,7 @@ def label_flip(labels: jax.Array, byzantine: jax.Array | None, num_classes: int)
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
-    labels = jnp.asarray(labels)
-    if labels.ndim == 0:
-        raise ValueError("labels must be [C, ...], got a scalar.")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got {labels.dtype}.")
-    flags = check_byzantine(byzantine, labels.shape[0])
+    labels, flags = check_labels(labels, byzantine)
     return overwrite_rows(flags, labels, num_classes - 1 - labels)
 
 
@@ -67,9 +62,5 @@ def flip_cohort(cohort: Cohort, num_classes: int, *, label_key: str = "y") -> Co
       >>> flip_cohort(cohort, num_classes=5).data.examples["y"].tolist()
       [[4, 3], [0, 1]]
     """
-    examples = cohort.data.examples
-    if not isinstance(examples, dict) or label_key not in examples:
-        found = sorted(examples) if isinstance(examples, dict) else type(examples).__name__
-        raise ValueError(f"label_key must be a key of cohort.data.examples, got {label_key!r} for {found}.")
-    labels = label_flip(examples[label_key], cohort.byzantine, num_classes)
-    return cohort._replace(data=cohort.data._replace(examples={**examples, label_key: labels}))
+    labels = label_flip(example_of(cohort, label_key, "label_key"), cohort.byzantine, num_classes)
+    return replace_examples(cohort, {label_key: labels})

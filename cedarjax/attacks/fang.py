@@ -18,10 +18,9 @@ from cedarjax.attacks.collusion import Knowledge, collude, honest_mean, know
 from cedarjax.attacks.krum_score import krum_selects, nearest_sums
 from cedarjax.attacks.min_max import honest_distances
 from cedarjax.attacks.rows import overwrite_rows
-from cedarjax.attacks.search import Plan, against
+from cedarjax.attacks.search import Objective, Plan, against
 from cedarjax.core.chunks import ChunkSize
 from cedarjax.core.columns import map_columns
-from cedarjax.core.dtypes import accumulator
 from cedarjax.core.lowrank import dense
 from cedarjax.core.trees import sq_norms
 from cedarjax.core.types import Aggregator, PyTree
@@ -164,14 +163,9 @@ def _against(rule: Aggregator, num_halvings: int, chunk_size: ChunkSize) -> Aggr
         mean = honest_mean(known)
         away = jax.tree.map(lambda x: -jnp.sign(x), mean)
 
-        def deviation(aggregate: PyTree) -> jax.Array:
-            dtype = accumulator(*jax.tree.leaves(mean))
-            terms = jax.tree.map(
-                lambda x, m, d: ((x.astype(m.dtype) - m) * d).sum().astype(dtype), aggregate, mean, away
-            )
-            return jnp.stack(jax.tree.leaves(terms)).sum()
-
-        return Plan(jax.tree.map(jnp.zeros_like, mean), away, halved_strengths(known, num_halvings), deviation)
+        return Plan(
+            jax.tree.map(jnp.zeros_like, mean), away, halved_strengths(known, num_halvings), Objective(mean, away)
+        )
 
     return against(rule, plan, 0, chunk_size)
 

@@ -21,17 +21,6 @@ STRENGTHS = (0.0, *(2.0 ** (k / 2) for k in range(-6, 11)))
 """Strengths tried first: 0, and from 1/8 to 32 in steps of a factor of the square root of 2."""
 
 
-def _distance_from(mean: PyTree) -> Objective:
-    """Euclidean distance of an aggregate from the honest mean."""
-
-    def distance(aggregate: PyTree) -> jax.Array:
-        dtype = accumulator(*jax.tree.leaves(mean))
-        offsets = jax.tree.map(lambda x, m: x.astype(m.dtype) - m, aggregate, mean)
-        return jnp.sqrt(jnp.stack([jnp.square(x).sum().astype(dtype) for x in jax.tree.leaves(offsets)]).sum())
-
-    return distance
-
-
 def _grid(strengths: Sequence[float], mean: PyTree) -> jax.Array:
     return jnp.array(strengths, accumulator(*jax.tree.leaves(mean)))
 
@@ -80,7 +69,7 @@ def optimised_alie(
 
     def plan(known: Knowledge) -> Plan:
         mean = honest_mean(known)
-        return Plan(mean, honest_std(known), _grid(strengths, mean), _distance_from(mean))
+        return Plan(mean, honest_std(known), _grid(strengths, mean), Objective(mean))
 
     return against(rule, plan, num_refinements, chunk_size)
 
@@ -121,6 +110,6 @@ def optimised_ipm(
     def plan(known: Knowledge) -> Plan:
         mean = honest_mean(known)
         against_mean = jax.tree.map(lambda x: -x, mean)
-        return Plan(jax.tree.map(jnp.zeros_like, mean), against_mean, _grid(strengths, mean), _distance_from(mean))
+        return Plan(jax.tree.map(jnp.zeros_like, mean), against_mean, _grid(strengths, mean), Objective(mean))
 
     return against(rule, plan, num_refinements, chunk_size)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cedarjax.core.dtypes import accumulator
 from cedarjax.core.types import Aggregator
 from cedarjax.robust.presence import Presence
 from cedarjax.robust.selection import num_present
@@ -80,7 +81,7 @@ def bucketing(s: int, rule: optax.GradientTransformation) -> Aggregator:
         count = presence.present.size
         num_buckets = -(-count // s)
         bucket = random_buckets(presence.present, s, key)
-        kept = jnp.where(presence.present, weights, 0).astype(jnp.promote_types(weights.dtype, jnp.float32))
+        kept = jnp.where(presence.present, weights, 0).astype(accumulator(weights))
         mine = bucket[None, :] == jnp.arange(num_buckets, dtype=jnp.int32)[:, None]
         mass = jnp.where(mine, kept[None, :], 0)
         total = mass.sum(axis=1)

@@ -10,6 +10,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
+from cedarjax.core.dtypes import accumulator
 from cedarjax.core.lowrank import dense
 from cedarjax.core.mixture import Mixture
 from cedarjax.core.trees import num_clients
@@ -58,7 +59,8 @@ def bulyan(f: int) -> Aggregator:
 
     The clients are those of `bulyan_selection`. Guarantee: each coordinate is within the honest ones' reach whatever
     the dimension, for `n >= 4 f + 3` (El Mhamdi et al. 2018). With `f = 0` it is the mean. It moves and scales along
-    with the updates.
+    with the updates. Near the end of the selection two clients may be each other's only neighbour and tie; of equal
+    scores the first wins, so that the order of the clients may matter.
 
     Args:
       f: number of attackers to withstand; `4 f + 3 <= n` for `n` present clients. If only values tell that they are
@@ -105,7 +107,7 @@ def bulyan(f: int) -> Aggregator:
 
         def second_stage(block: jax.Array, weights: jax.Array) -> jax.Array:
             there = jnp.where(selected, weights, 0)
-            theta = num_present(there).astype(jnp.promote_types(block.dtype, jnp.float32))
+            theta = num_present(there).astype(accumulator(block))
             centre = median_of(block.astype(theta.dtype), there)
             few = ~enough | (theta <= 2 * f)
             return mean_of_nearest(block, there, centre, jnp.where(few, 2 - theta % 2, theta - 2 * f))

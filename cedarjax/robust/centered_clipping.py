@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from cedarjax.core.inner import centered_gram
 from cedarjax.core.lowrank import dense
 from cedarjax.core.mixture import Mixture
-from cedarjax.core.trees import num_clients, sq_norms, tree_structure, weighted_sum
+from cedarjax.core.trees import sq_norms, tree_structure, weighted_sum
 from cedarjax.core.types import Aggregator, PyTree
 from cedarjax.robust.clip import clip_factors
 from cedarjax.robust.layers import layered_sq_norms, renormalised
@@ -86,9 +86,9 @@ def centered_clipping(radius: float, num_iters: int = 1) -> Aggregator:
 
     Returns:
       An `Aggregator` with a `CenteredClippingState`, whose `init` needs the parameters' shapes. It reads `weights=`
-      (`[C]`, a tree of `[C]` leaves, or `None`) and `mesh=`. Where layers are masked the missing ones are taken to be
-      the centre's, and lengths are scaled to all parameters in the first step and in the only one that is then taken.
-      With nobody present the aggregate is 0 and the centre stays.
+      (`[C]`, a tree of `[C]` leaves, or `None`) and `mesh=`. Where layers are masked, lengths are over the uploaded
+      ones, scaled to all parameters, and a layer moves by the mean of the clients that uploaded it. With nobody present
+      the aggregate is 0 and the centre stays.
 
     Raises:
       ValueError: if an argument is out of range (here), or client axes disagree (when `update` is traced).
@@ -119,58 +119,72 @@ def centered_clipping(radius: float, num_iters: int = 1) -> Aggregator:
         **extra_args: PyTree,
     ) -> tuple[PyTree, CenteredClippingState]:
         del params, extra_args
-        count, layered = num_clients(updates), by_layer(updates, weights)
-        center = state.center
-        presence, coefficients, layer_weights = _coefficients(updates, weights, center, layered, mesh)
-        rest = jax.tree.map(lambda c: 1 - c.sum(), layer_weights)
-        moved = weighted_sum(layer_weights, updates, mesh=mesh)
-
-        def add(total: jax.Array, c: jax.Array, left: jax.Array) -> jax.Array:
-            kept = jnp.where(left == 0, 0, left.astype(total.dtype) * c.astype(total.dtype))
-            return (total + kept).astype(total.dtype)
-
-        out = jax.tree.map(add, moved, center, rest)
+        walk = _layer_by_layer if by_layer(updates, weights) else _together
+        presence, coefficients, out = walk(updates, weights, state.center, radius, num_iters, mesh)
         anybody = num_present(presence.clients) > 0
-        new_center = jax.tree.map(lambda new, old: jnp.where(anybody, new.astype(old.dtype), old), out, center)
+        center = jax.tree.map(lambda new, old: jnp.where(anybody, new.astype(old.dtype), old), out, state.center)
         out = jax.tree.map(lambda x: jnp.where(anybody, x, jnp.zeros_like(x)), out)
-        info = RuleInfo(coefficients[:count], presence.nonfinite, anybody)
+        info = RuleInfo(coefficients, presence.nonfinite, anybody)
         num_nonfinite = state.num_nonfinite + presence.nonfinite.sum(dtype=jnp.int32)
-        return out, CenteredClippingState(new_center, num_nonfinite, info)
-
-    def _coefficients(
-        updates: PyTree, weights: PyTree | None, center: PyTree, layered: bool, mesh: Mesh | None
-    ) -> tuple[Presence, jax.Array, PyTree]:
-        """Who is there, coefficients of the clients, and the same for each layer."""
-        structure = tree_structure(updates)
-        single = isinstance(updates, Mixture) or num_iters > 1
-        if layered:
-            presence = read_presence(updates, weights)
-            apart = jax.tree.map(lambda x, c: x - c[None].astype(x.dtype), dense(updates), center)
-            squares = layered_sq_norms(apart, presence.weights)
-            kept = presence.clients.astype(squares.dtype)
-            factors = clip_factors(squares, float(radius) ** 2)
-            share = mean_over(presence.present, kept)
-            by_leaf = jax.tree.map(lambda w: jnp.where(w > 0, renormalised(share, w) * factors, 0), presence.weights)
-            return presence, share * factors, by_leaf
-        claimed = claimed_weights(updates, weights)
-        if single:
-            rows = updates if isinstance(updates, Mixture) else None
-            presence = read_presence(updates, claimed)
-            if rows is None:
-                kept = presence.present.astype(jnp.float32)
-                rows = Mixture.of(jnp.eye(kept.size, dtype=jnp.float32) * kept[:, None], updates, means=True)
-            seen = jnp.concatenate([presence.present, jnp.ones(1, bool)])
-            gram = centered_gram(rows.beside(center), seen, mesh=mesh)
-            kept = jnp.where(presence.present, presence.clients, 0).astype(gram.dtype)
-            coefficients = clipped_steps(gram, kept, radius, num_iters)[:-1]
-        else:
-            apart = jax.tree.map(lambda x, c: x - c[None].astype(x.dtype), dense(updates), center)
-            squares = sq_norms(apart)
-            nonfinite = (claimed > 0) & ~finite_lengths(updates, squares)
-            kept = jnp.where((claimed > 0) & ~nonfinite, claimed, jnp.zeros_like(claimed)).astype(squares.dtype)
-            presence = Presence(jax.tree.unflatten(structure, [kept] * structure.num_leaves), kept > 0, nonfinite)
-            factors = clip_factors(jnp.where(kept > 0, squares, 0), float(radius) ** 2)
-            coefficients = mean_over(kept > 0, kept) * factors
-        return presence, coefficients, jax.tree.unflatten(structure, [coefficients] * structure.num_leaves)
+        return out, CenteredClippingState(center, num_nonfinite, info)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _moved(center: PyTree, coefficients: PyTree, updates: PyTree, mesh: Mesh | None) -> PyTree:
+    """`(1 - sum_i c_i) v + sum_i c_i x_i` with coefficients for each leaf, in the dtype of the updates."""
+
+    def add(total: jax.Array, v: jax.Array, c: jax.Array) -> jax.Array:
+        return (total.astype(c.dtype) + (1 - c.sum()) * v.astype(c.dtype)).astype(total.dtype)
+
+    return jax.tree.map(add, weighted_sum(coefficients, updates, mesh=mesh), center, coefficients)
+
+
+def _together(
+    updates: PyTree, weights: PyTree | None, center: PyTree, radius: float, num_iters: int, mesh: Mesh | None
+) -> tuple[Presence, jax.Array, PyTree]:
+    """Who is there, coefficients of the clients, and where the steps end, one coefficient a client for all layers."""
+    claimed = claimed_weights(updates, weights)
+    structure = tree_structure(updates)
+    if num_iters == 1 and not isinstance(updates, Mixture):
+        squares = sq_norms(_apart(updates, center))
+        nonfinite = (claimed > 0) & ~finite_lengths(updates, squares)
+        kept = jnp.where((claimed > 0) & ~nonfinite, claimed, jnp.zeros_like(claimed)).astype(squares.dtype)
+        presence = Presence(jax.tree.unflatten(structure, [kept] * structure.num_leaves), kept > 0, nonfinite)
+        factors = clip_factors(jnp.where(kept > 0, squares, 0), float(radius) ** 2)
+        coefficients = mean_over(kept > 0, kept) * factors
+    else:
+        presence = read_presence(updates, claimed)
+        there = presence.present
+        if not isinstance(updates, Mixture):
+            updates = Mixture.of(jnp.diag(there.astype(jnp.float32)), updates, means=True)
+        gram = centered_gram(updates.beside(center), jnp.concatenate([there, jnp.ones(1, bool)]), mesh=mesh)
+        kept = jnp.where(there, presence.clients, 0).astype(gram.dtype)
+        coefficients = clipped_steps(gram, kept, radius, num_iters)[:-1]
+    by_leaf = jax.tree.unflatten(structure, [coefficients] * structure.num_leaves)
+    return presence, coefficients, _moved(center, by_leaf, updates, mesh)
+
+
+def _apart(updates: PyTree, center: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, v: x - v[None].astype(x.dtype), dense(updates), center)
+
+
+def _layer_by_layer(
+    updates: PyTree, weights: PyTree, center: PyTree, radius: float, num_iters: int, mesh: Mesh | None
+) -> tuple[Presence, jax.Array, PyTree]:
+    """The same where layers are masked: a layer's mean is over the clients that uploaded it."""
+    updates = dense(updates)
+    presence = read_presence(updates, weights)
+
+    def step(_: jax.Array, place: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
+        coefficients, center = place
+        squares = layered_sq_norms(_apart(updates, center), presence.weights)
+        share = mean_over(presence.present, presence.clients.astype(squares.dtype))
+        factors = clip_factors(squares, float(radius) ** 2)
+        by_leaf = jax.tree.map(lambda w: renormalised(share, w) * factors, presence.weights)
+        moved = share * factors
+        coefficients = coefficients * (1 - moved.sum()).astype(coefficients.dtype) + moved.astype(coefficients.dtype)
+        return coefficients, _moved(center, by_leaf, updates, mesh)
+
+    start = jax.tree.map(lambda v, x: v.astype(x.dtype), center, updates)
+    return presence, *lax.fori_loop(0, num_iters, step, (jnp.zeros(presence.present.size, jnp.float32), start))

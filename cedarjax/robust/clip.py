@@ -10,7 +10,7 @@ import optax
 
 from cedarjax.core.types import Aggregator
 from cedarjax.robust.presence import Presence
-from cedarjax.robust.selection import check_enough, check_num_byzantine, num_present
+from cedarjax.robust.selection import check_enough, check_num_byzantine
 from cedarjax.robust.wrap import Mixing, wrap
 
 
@@ -104,7 +104,7 @@ def arc(f: int, rule: optax.GradientTransformation) -> Aggregator:
 
     def mix(presence: Presence, squares: jax.Array, key: jax.Array | None) -> Mixing:
         del key
-        n = num_present(presence.present)
+        n = presence.present.sum(dtype=jnp.int32)
         enough = n > 2 * f
         num_clipped = jnp.where(enough, 2 * f * (n - f) // jnp.maximum(n, 1), 0)
         ranked = jnp.sort(jnp.where(presence.present, squares, jnp.inf))

@@ -105,6 +105,7 @@ def fltrust(server_update: Params | Callable[[Params], Params]) -> Aggregator:
             squares = sq_norms(updates, mesh=mesh) if isinstance(updates, Mixture) else sq_norms(updates)
             own_square = sum(jnp.square(g.astype(accumulator(g))).sum() for g in jax.tree.leaves(own))
             own_square = jnp.broadcast_to(own_square, squares.shape)
+        own_square = own_square.astype(squares.dtype)
         usable = presence.present & finite_lengths(updates, squares)
         kept = jnp.where(usable, presence.clients, 0).astype(squares.dtype)
         squares = jnp.where(usable, squares, 0)

@@ -327,8 +327,10 @@ def weighted_mean(updates: PyTree, weights: PyTree, *, mesh: Mesh | None = None)
       {'a': Array([5.], dtype=float32)}
     """
 
+    leaves = _leaves(updates.parts[0] if isinstance(updates, Mixture) else updates)
+
     def normalise(w: jax.Array) -> jax.Array:
-        w = w.astype(accumulator(w))
+        w = w.astype(accumulator(w, *leaves))
         total = w.sum()
         return w / jnp.where(total > 0, total, jnp.ones_like(total))
 

@@ -125,7 +125,7 @@ def _inner(parts: tuple[PyTree, ...], read: jax.Array, centre: jax.Array, mesh: 
         assert mesh is not None
 
         def on_shares(own: PyTree) -> jax.Array:
-            others = [own_columns(part, mesh) for part in parts[1:]]  # not the clients': the same on all devices
+            others = [own_columns(part, own, mesh) for part in parts[1:]]  # not the clients': the same on all devices
             return _inner((share_of_parameters(own, mesh), *others), read, centre, None)
 
         return all_reduced(on_shares, mesh, parts[0])

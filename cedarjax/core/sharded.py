@@ -76,21 +76,24 @@ def share_of_parameters(updates: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(share, updates, is_leaf=is_low_rank)
 
 
-def own_columns(rows: PyTree, mesh: Mesh) -> PyTree:
+def own_columns(rows: PyTree, updates: PyTree, mesh: Mesh) -> PyTree:
     """Inside `all_reduced`: of rows that every device has, the share of the parameters that it works on.
 
     Args:
       rows: leaves `[K, ...]`, arrays.
+      updates: the clients' updates, of which `share_of_parameters` gives the same parameters.
       mesh: as in `divides`.
 
     Returns:
       Leaves `[K, D / n]`, filled up with zeros as by `share_of_parameters`.
     """
 
-    def own(x: jax.Array) -> jax.Array:
-        flat = x.reshape(x.shape[0], -1)
-        padded = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % mesh.size)))
+    def own(x: jax.Array, of_clients: jax.Array | LowRank) -> jax.Array:
+        # A matrix that is known by its factors is shared out row by row.
+        units = x.reshape(x.shape[0], -1, x.shape[-1] if isinstance(of_clients, LowRank) else 1)
+        padded = jnp.pad(units, ((0, 0), (0, -units.shape[1] % mesh.size), (0, 0)))
         width = padded.shape[1] // mesh.size
-        return lax.dynamic_slice_in_dim(padded, lax.axis_index(mesh.axis_names) * width, width, axis=1)
+        share = lax.dynamic_slice_in_dim(padded, lax.axis_index(mesh.axis_names) * width, width, axis=1)
+        return share.reshape(x.shape[0], -1)
 
-    return jax.tree.map(own, rows)
+    return jax.tree.map(own, rows, updates)

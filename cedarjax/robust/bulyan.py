@@ -67,8 +67,8 @@ def bulyan(f: int) -> Aggregator:
         fewer, the result is the coordinate-wise median of all, and `info.ok` is False.
 
     Returns:
-      An `Aggregator` that reads `weights=` and `mesh=` and whose state is a `RuleState`; `info.coefficients` are 1 for
-      the clients selected and 0 for others. Weights weigh medians and means; clients are counted.
+      An `Aggregator` that reads `weights=` and `mesh=` and whose state is a `RuleState`; `info.selected` are the
+      clients of the first stage. Weights weigh medians and means; clients are counted.
 
     Raises:
       ValueError: if `f` is negative (here), or there are too few clients for it (when `update` is traced).
@@ -97,7 +97,7 @@ def bulyan(f: int) -> Aggregator:
         layered = by_layer(updates, weights)
         if layered:
             updates = dense(updates) if isinstance(updates, Mixture) else updates
-            presence = read_presence(updates, weights)
+            presence = read_presence(updates, weights, squared=True)
             gram, rows = layered_gram(updates, presence.weights, mesh=mesh), updates
         else:
             presence, gram, rows = seen(updates, claimed_weights(updates, weights), mesh)
@@ -105,15 +105,15 @@ def bulyan(f: int) -> Aggregator:
         enough = num_present(kept) >= 4 * f + 3
         selected = bulyan_selection(gram, kept, f) | (presence.present & ~enough)
 
-        def second_stage(block: jax.Array, weights: jax.Array) -> jax.Array:
-            there = jnp.where(selected, weights, 0)
+        def second_stage(block: jax.Array, there: jax.Array) -> jax.Array:
             theta = num_present(there).astype(accumulator(block))
             centre = median_of(block.astype(theta.dtype), there)
             few = ~enough | (theta <= 2 * f)
-            return mean_of_nearest(block, there, centre, jnp.where(few, 2 - theta % 2, theta - 2 * f))
+            return jnp.where(few, centre, mean_of_nearest(block, there, centre, jnp.maximum(theta - 2 * f, 1)))
 
-        out = by_columns(second_stage, rows, presence.weights, layered=layered, mesh=mesh)
-        info = RuleInfo(selected.astype(gram.dtype), presence.nonfinite, enough)
+        of_selected = jax.tree.map(lambda w: jnp.where(selected, w, 0), presence.weights)
+        out = by_columns(second_stage, rows, of_selected, layered=layered, mesh=mesh)
+        info = RuleInfo(None, presence.nonfinite, enough, selected)
         return out, next_state(state, info)
 
     return optax.GradientTransformationExtraArgs(init_rule, update)

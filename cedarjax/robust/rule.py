@@ -44,6 +44,8 @@ class RuleInfo(NamedTuple):
     ok: jax.Array
     """bool scalar. False if nobody was present, or too few for the rule, so that it fell back to the coordinate-wise
     median."""
+    selected: jax.Array | None = None
+    """`[C]` bool, clients that a rule selected before it decided coordinate by coordinate; `None` for other rules."""
 
 
 class RuleState(NamedTuple):
@@ -197,7 +199,7 @@ def from_gram(rule: GramRule, *, min_clients: int = 1, condition: str = "num_cli
         layered = by_layer(updates, weights)
         if layered:
             updates = dense(updates) if isinstance(updates, Mixture) else updates
-            presence = read_presence(updates, weights)
+            presence = read_presence(updates, weights, squared=True)
             gram, rows = layered_gram(updates, presence.weights, mesh=mesh), updates
         else:
             presence, gram, rows = seen(updates, claimed_weights(updates, weights), mesh)

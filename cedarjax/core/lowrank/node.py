@@ -1,6 +1,7 @@
 """An update of a matrix by its factors: what stands in a tree of updates where a dense leaf would."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -67,6 +68,11 @@ class LowRank:
     def shape(self) -> tuple[int, ...]:
         """Shape of the matrix, the client axis included where there is one."""
         return (*self.lefts[0].shape[:-2], self.lefts[0].shape[-1], self.rights[0].shape[-1])
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the matrix, those of all clients where there is a client axis."""
+        return math.prod(self.shape)
 
     @property
     def ndim(self) -> int:

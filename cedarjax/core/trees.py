@@ -326,7 +326,6 @@ def weighted_mean(updates: PyTree, weights: PyTree, *, mesh: Mesh | None = None)
       >>> weighted_mean({"a": jnp.array([[2.0], [6.0]])}, jnp.array([1.0, 3.0]))
       {'a': Array([5.], dtype=float32)}
     """
-
     leaves = _leaves(updates.parts[0] if isinstance(updates, Mixture) else updates)
 
     def normalise(w: jax.Array) -> jax.Array:

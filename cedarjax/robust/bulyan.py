@@ -46,7 +46,8 @@ def bulyan_selection(gram: jax.Array, weights: jax.Array, f: int) -> jax.Array:
 
     def pick(_: jax.Array, left: jax.Array) -> jax.Array:
         neighbors = jnp.maximum(num_present(left) - f - 2, 1)
-        best = jnp.argmin(krum_scores(gram, left, neighbors))
+        scores = jnp.minimum(krum_scores(gram, left, neighbors), jnp.finfo(gram.dtype).max)
+        best = jnp.argmin(jnp.where(left > 0, scores, jnp.inf))  # the last one has no neighbour, and is picked as well
         return left.at[best].set(0)
 
     present = (weights > 0).astype(gram.dtype)

@@ -154,7 +154,7 @@ def _together(
         factors = clip_factors(jnp.where(kept > 0, squares, 0), float(radius) ** 2)
         coefficients = mean_over(kept > 0, kept) * factors
     else:
-        presence = read_presence(updates, claimed)
+        presence = read_presence(updates, claimed, squared=True)
         there = presence.present
         if not isinstance(updates, Mixture):
             updates = Mixture.of(jnp.diag(there.astype(jnp.float32)), updates, means=True)
@@ -174,7 +174,7 @@ def _layer_by_layer(
 ) -> tuple[Presence, jax.Array, PyTree]:
     """The same where layers are masked: a layer's mean is over the clients that uploaded it."""
     updates = dense(updates)
-    presence = read_presence(updates, weights)
+    presence = read_presence(updates, weights, squared=True)
 
     def step(_: jax.Array, place: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
         coefficients, center = place

@@ -132,7 +132,7 @@ def foolsgold(*, num_clients: int | None = None) -> Aggregator:
             raise ValueError(f"num_clients must be that of the updates, {count}, got {known}.")
         updates = dense(updates)
         layered = by_layer(updates, weights)
-        presence = read_presence(updates, weights)
+        presence = read_presence(updates, weights, squared=True)
 
         def grown(x: jax.Array, w: jax.Array, *old: jax.Array) -> jax.Array:
             new = keep(w > 0, x).astype(accumulator(x))

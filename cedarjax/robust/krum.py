@@ -80,7 +80,9 @@ def krum(f: int, num_neighbors: int | None = None) -> Aggregator:
         neighbors = num_present(weights) - f - 2 if num_neighbors is None else num_neighbors
         return mean_over(lowest(krum_scores(gram, weights, neighbors), 1), weights)
 
-    return from_gram(rule, min_clients=2 * f + 3, condition="2 * f + 2 < num_clients", f=f)
+    needed = max(2 * f + 3, (num_neighbors or 0) + 1)
+    condition = "2 * f + 2 < num_clients" + ("" if num_neighbors is None else f" and {num_neighbors} < num_clients")
+    return from_gram(rule, min_clients=needed, condition=condition, f=f)
 
 
 def multi_krum(f: int, num_selected: int | None = None, num_neighbors: int | None = None) -> Aggregator:
@@ -119,6 +121,7 @@ def multi_krum(f: int, num_selected: int | None = None, num_neighbors: int | Non
         selected = n - f if num_selected is None else jnp.minimum(num_selected, n - f)
         return mean_over(lowest(krum_scores(gram, weights, neighbors), selected), weights)
 
-    needed = max(2 * f + 3, f + (num_selected or 0))
+    needed = max(2 * f + 3, f + (num_selected or 0), (num_neighbors or 0) + 1)
     condition = "2 * f + 2 < num_clients" + ("" if num_selected is None else f" and {num_selected} <= num_clients - f")
+    condition += "" if num_neighbors is None else f" and {num_neighbors} < num_clients"
     return from_gram(rule, min_clients=needed, condition=condition, f=f)

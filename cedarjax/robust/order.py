@@ -36,6 +36,11 @@ def _share_of(numbers: jax.Array, chosen: jax.Array, w: jax.Array) -> jax.Array:
     return mass / jnp.where(total > 0, total, 1)[None, :]
 
 
+def _halves(x: jax.Array, w: jax.Array, lower: jax.Array, upper: jax.Array) -> jax.Array:
+    """Shares in the number midway between two medians, `[1, B]`."""
+    return (_share_of(x, x == lower, w) + _share_of(x, x == upper, w)) / 2
+
+
 def _differentiable(value: Callable[..., jax.Array], shares: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """A rule whose derivative along `block` is the sum of the shares times the tangents."""
 
@@ -82,25 +87,27 @@ def _median(block: jax.Array, weights: jax.Array, count: int) -> jax.Array:
 def _median_shares(block: jax.Array, weights: jax.Array, count: int) -> jax.Array:
     x, w, _, _ = _prepared(block, weights)
     lower, upper = _middle(x, w)
-    return (_share_of(x, x == lower[None, :], w) + _share_of(x, x == upper[None, :], w)) / 2
+    return _halves(x, w, lower[None, :], upper[None, :])
 
 
-def _trimming(x: jax.Array, there: jax.Array, n: jax.Array, f: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How many are cut off at each end, and the smallest and the largest number that are not."""
-    cut = jnp.minimum(jnp.asarray(f, x.dtype), jnp.maximum(jnp.floor((n - 1) / 2), 0))
-    low, high = weighted_quantiles(sortable(x), there, [cut + 1, n - cut])
-    return cut, from_sortable(low), from_sortable(high)
+def _trimming(x: jax.Array, w: jax.Array, n: jax.Array, f: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The smallest and the largest number that are not cut off, and whether these are the medians for want of more."""
+    few, half = n <= 2 * f, 0.5 * w.sum()
+    counts = (w > 0).astype(x.dtype)
+    targets = [jnp.where(few, half * (1 - _ROUNDING), f + 1), jnp.where(few, half * (1 + _ROUNDING), n - f)]
+    low, high = weighted_quantiles(sortable(x), jnp.where(few, w, counts), targets)
+    return from_sortable(low), from_sortable(high), few
 
 
 def _trimmed_shares(block: jax.Array, weights: jax.Array, f: int) -> jax.Array:
     x, w, there, n = _prepared(block, weights)
-    cut, low, high = _trimming(x, there, n, f)
+    low, high, few = _trimming(x, w, n, f)
     low, high, p = low[None, :], high[None, :], there[:, None]
     # Of numbers equal to an end, some are cut off and some are not: they share what is kept.
     at_low, at_high = jnp.where(x == low, p, 0), jnp.where(x == high, p, 0)
     between = jnp.where((x > low) & (x < high), p, 0)
-    num_low = jnp.where(x <= low, p, 0).sum(axis=0) - cut
-    num_high = n - cut - num_low - cut - between.sum(axis=0)
+    num_low = jnp.where(x <= low, p, 0).sum(axis=0) - f
+    num_high = n - f - num_low - f - between.sum(axis=0)
     counted = (
         between
         + at_low * (num_low / jnp.maximum(at_low.sum(axis=0), 1))[None, :]
@@ -108,21 +115,23 @@ def _trimmed_shares(block: jax.Array, weights: jax.Array, f: int) -> jax.Array:
     )
     mass = jnp.where(low == high, at_low, counted) * w[:, None]
     total = mass.sum(axis=0)
-    return mass / jnp.where(total > 0, total, 1)[None, :]
+    kept = mass / jnp.where(total > 0, total, 1)[None, :]
+    return jnp.where(few, _halves(x, w, low, high), kept)
 
 
 def _trimmed(block: jax.Array, weights: jax.Array, f: int) -> jax.Array:
     x, w, there, n = _prepared(block, weights)
 
     def of_equal_weights() -> jax.Array:
-        cut, low, high = _trimming(x, there, n, f)
+        low, high, few = _trimming(x, w, n, f)
 
         # What is cut off counts as the end that it lies beyond, and is taken off again: nothing large is subtracted.
         def add(total: tuple, row: jax.Array, p: jax.Array) -> tuple:
             return (total[0] + jnp.where(p > 0, jnp.clip(row, low, high) - low, 0),)
 
         (above,) = fold_rows(add, (jnp.zeros_like(low),), x, there)
-        return jnp.where(n > 0, low + (above - cut * (high - low)) / jnp.maximum(n - 2 * cut, 1), 0)
+        kept = low + (above - f * (high - low)) / jnp.maximum(n - 2 * f, 1)
+        return jnp.where(n > 0, jnp.where(few, low / 2 + high / 2, kept), 0)
 
     def of_any_weights() -> jax.Array:
         return (_trimmed_shares(x, weights, f) * x).sum(axis=0)
@@ -221,37 +230,24 @@ def mean_of_nearest(block: jax.Array, weights: jax.Array, centre: jax.Array, num
     return jnp.where(n > 0, lax.cond(((w == 0) | (w == 1)).all(), of_equal_weights, of_any_weights), 0)
 
 
-def num_kept_of(n: jax.Array, f: int, needed: int) -> jax.Array:
-    """How many of `n` present clients are kept: `n - f`, and the middle one or two where there are too few for that.
-
-    Args:
-      n: number of present clients, floating.
-      f: number of attackers.
-      needed: the fewest present clients for which the rule is defined.
-
-    Returns:
-      Scalar of the dtype of `n`, at least 1.
-    """
-    return jnp.where(n >= needed, jnp.maximum(n - f, 1), 2 - n % 2)
-
-
-def _near(
-    value_of: Callable[..., jax.Array], block: jax.Array, weights: jax.Array, f: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, _, _, n = _prepared(block, weights)
-    return x, value_of(x, weights, f), num_kept_of(n, f, 2 * f + 1)
-
-
 def _around(centre_of: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The mean of the `n - f` numbers nearest to a centre; the derivative is taken with the centre where it is."""
+    """The mean of the `n - f` numbers nearest to a centre; the derivative is taken with the centre where it is.
+
+    With too few clients for that it is the centre, which then is the median.
+    """
 
     def value(block: jax.Array, weights: jax.Array, f: int) -> jax.Array:
-        x, centre, num_kept = _near(centre_of, block, weights, f)
-        return mean_of_nearest(x, weights, centre, num_kept)
+        x, _, _, n = _prepared(block, weights)
+        centre = centre_of(x, weights, f)
+        return jnp.where(n > 2 * f, mean_of_nearest(x, weights, centre, jnp.maximum(n - f, 1)), centre)
 
     def shares(block: jax.Array, weights: jax.Array, f: int) -> jax.Array:
-        x, centre, num_kept = _near(centre_of, block, weights, f)
-        return nearest_shares(x, weights, centre, num_kept)
+        x, _, _, n = _prepared(block, weights)
+        return lax.cond(
+            n > 2 * f,
+            lambda: nearest_shares(x, weights, centre_of(x, weights, f), jnp.maximum(n - f, 1)),
+            lambda: _median_shares(x, weights, f),
+        )
 
     return _differentiable(value, shares)
 
@@ -286,7 +282,7 @@ def trimmed_mean_of(block: jax.Array, weights: jax.Array, f: int) -> jax.Array:
     Args:
       block: `[C, B]`.
       weights: `[C]`, 0 = absent, whose numbers may be anything.
-      f: numbers cut off at each end; as many as leave one or two where there are not enough.
+      f: numbers cut off at each end; the result is the median where there are not enough.
 
     Returns:
       `[B]` in the dtype of `block`; 0 if nobody is present.

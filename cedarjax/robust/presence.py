@@ -9,6 +9,7 @@ from cedarjax.core.lowrank import is_low_rank
 from cedarjax.core.mixture import Mixture
 from cedarjax.core.trees import finite_rows, num_clients, sq_norms, tree_structure
 from cedarjax.core.types import PyTree
+from cedarjax.robust.layers import layered_sq_norms
 
 _ROOM = 64.0
 
@@ -81,12 +82,13 @@ def claimed_weights(updates: PyTree, weights: PyTree | None) -> PyTree:
     return weights
 
 
-def read_presence(updates: PyTree, weights: PyTree | None) -> Presence:
+def read_presence(updates: PyTree, weights: PyTree | None, *, squared: bool = False) -> Presence:
     """Reads the weights of a round and removes clients whose upload is not finite.
 
     Args:
       updates: tree with leaves `[C, ...]`, or a `Mixture`.
       weights: `None` for equal weights, `[C]`, or a tree of `[C]` leaves shaped like `updates`; 0 = absent.
+      squared: whether lengths will be squared, so that an upload is not finite either if its squared length is not.
 
     Returns:
       A `Presence`. What an absent client or a left-out layer holds is never read.
@@ -102,7 +104,10 @@ def read_presence(updates: PyTree, weights: PyTree | None) -> Presence:
     """
     layered = by_layer(updates, weights)
     weights = claimed_weights(updates, weights)
-    if layered:
+    if squared:
+        sent = jnp.stack([leaf > 0 for leaf in jax.tree.leaves(weights)]).any(axis=0)
+        bad = sent & ~finite_lengths(updates, layered_sq_norms(updates, weights) if layered else None)
+    elif layered:
         uploaded = [leaf > 0 for leaf in jax.tree.leaves(weights)]
         tree = updates.parts[0] if isinstance(updates, Mixture) else updates
         leaves = jax.tree.leaves(tree, is_leaf=is_low_rank)

@@ -151,7 +151,7 @@ def by_columns(
 def from_gram(rule: GramRule, *, min_clients: int = 1, condition: str = "num_clients >= 1", f: int = 0) -> Aggregator:
     """Lifts a function of the clients' inner products to a rule.
 
-    The updates are centred near their bulk, multiplied in at least float32 and masked before the function sees them. A
+    The updates are centred at one of them, multiplied in at least float32 and masked before the function sees them. A
     client whose upload is not finite, or too long for the square of its length to be, is absent. Where layers are
     masked, the distance of two clients is taken over the layers that both uploaded, scaled to all parameters, and the
     coefficients are renormalised layer by layer.

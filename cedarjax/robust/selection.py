@@ -106,6 +106,7 @@ def distances_of(gram: jax.Array, present: jax.Array) -> jax.Array:
        [5. 0.]]
     """
     squares = jnp.diagonal(gram)
-    distances = jnp.maximum(squares[:, None] + squares[None, :] - gram - gram.T, 0)
+    # Summed so that the distance from one to the other is that from the other to the one, to the last bit.
+    distances = jnp.maximum(squares[:, None] + squares[None, :] - (gram + gram.T), 0)
     distances = jnp.where(jnp.eye(squares.size, dtype=bool), 0, distances)
     return jnp.where(present[:, None] & present[None, :], distances, jnp.inf)

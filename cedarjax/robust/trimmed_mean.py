@@ -20,7 +20,7 @@ def trimmed_mean(f: int) -> Aggregator:
 
     Args:
       f: number of attackers to withstand; `2 f < n` for `n` present clients. If only values tell that they are fewer,
-        as many numbers are cut off as leave the median, and `info.ok` is False.
+        the result is the median, and `info.ok` is False.
 
     Returns:
       An `Aggregator`, see `from_columns`. Weights weigh what is kept; how much is cut off is counted in clients.

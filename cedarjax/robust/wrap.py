@@ -94,7 +94,7 @@ def wrap(
         own_key, rule_key = (None, None) if key is None else jax.random.split(key)
         if layered:
             updates = dense(updates)
-            presence = read_presence(updates, weights)
+            presence = read_presence(updates, weights, squared=True)
             found = {"gram": layered_gram, "norms": layered_sq_norms}.get(reads, lambda *_: presence.clients)
             mixing = mix_fn(presence, found(updates, presence.weights), own_key)
             mixed, new_weights = _layer_by_layer(updates, presence, mixing, means=means)
@@ -129,18 +129,15 @@ def _read(
         assert rows.inner is not None
         places = rows.coordinates.astype(rows.inner.dtype)
         return presence, jnp.maximum(jnp.diagonal(products(places, rows.inner)), 0), rows
-    if reads == "weights":
-        presence = read_presence(updates, weights)
-        return presence, presence.clients, updates
     claimed = weights > 0
     squares = sq_norms(updates)
-    # Squares tell by themselves whether the rows are finite.
+    # Squares tell by themselves whether the rows are finite, and short enough for a rule inside that takes squares.
     nonfinite = claimed & ~finite_lengths(updates, squares)
     kept = jnp.where(claimed & ~nonfinite, weights, jnp.zeros_like(weights))
     structure = tree_structure(updates)
     shared = jax.tree.unflatten(structure, [kept] * structure.num_leaves)
     presence = Presence(shared, claimed & ~nonfinite, nonfinite)
-    return presence, jnp.where(presence.present, squares, 0), updates
+    return presence, kept if reads == "weights" else jnp.where(presence.present, squares, 0), updates
 
 
 def _layer_by_layer(updates: PyTree, presence: Presence, mixing: Mixing, *, means: bool) -> tuple[PyTree, PyTree]:

@@ -38,7 +38,7 @@ def zeno(
     Args:
       f: number of attackers to withstand; `f < n` for `n` present clients. If only values tell that they are fewer, the
         best client alone is taken, and `info.ok` is False.
-      loss_fn: `loss_fn(params, batch, key) -> scalar`; a loss that is not finite is the worst.
+      loss_fn: `loss_fn(params, batch, key) -> scalar`; a client with a loss that is not finite is never taken.
       batch: the server's data.
       learning_rate: what the updates, pseudo-gradients, are multiplied by; the server's own is the usual choice.
       penalty: of the squared length, at least 0; the paper's rho.
@@ -103,7 +103,7 @@ def zeno(
         scores = jnp.where(presence.present & jnp.isfinite(scores), scores, -jnp.inf)
         kept = jnp.where(presence.present, presence.clients, 0).astype(squares.dtype)
         n = num_present(kept)
-        coefficients = mean_over(lowest(-scores, jnp.maximum(n - f, 1)), kept)
+        coefficients = mean_over(lowest(-scores, jnp.maximum(n - f, 1)) & jnp.isfinite(scores), kept)
         info = RuleInfo(coefficients, presence.nonfinite, n > f)
         return combine(updates, presence, coefficients, layered=layered, mesh=mesh), next_state(state, info)
 

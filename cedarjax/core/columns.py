@@ -121,7 +121,10 @@ def map_columns(
         def block_fun(*blocks: jax.Array) -> jax.Array:
             return fun(mixed(matrices, blocks))
     else:
-        parts, block_fun = [updates], fun
+        parts = [updates]
+
+        def block_fun(*blocks: jax.Array) -> jax.Array:
+            return fun(*blocks)
 
     counts = [jax.tree.leaves(part)[0].shape[0] for part in parts]
     num_rows = max(*counts, updates.num_rows) if isinstance(updates, Mixture) else counts[0]

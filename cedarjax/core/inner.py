@@ -111,7 +111,7 @@ def _alone(row: jax.Array, read: jax.Array) -> jax.Array:
 
 
 def _central(inner: jax.Array, read: jax.Array, middle: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether a row lies far from most others, by the measure of the one that lies nearest to most, and which that is."""
+    """Whether a row lies far from most others, by the measure of the one nearest to most, and which that one is."""
     gram = inner[:-1, :-1]
     squares = jnp.diagonal(gram)
     distances = jnp.where(read[None, :], squares[:, None] + squares[None, :] - (gram + gram.T), jnp.inf)
@@ -178,10 +178,10 @@ def _of_columns(rows: list[jax.Array], read: jax.Array, centre: jax.Array) -> ja
 
 def _of_low_rank(group: tuple, read: jax.Array, centre: jax.Array) -> jax.Array:
     """From the uncentred products of the factors: what the offset costs in digits is lost."""
-    if len(group) != 1:
+    x = keep(read, group[0])
+    if len(group) != 1 or not isinstance(x, LowRank):
         dtype = accumulator(*group)
         return _of_columns([_dense_rows(x).astype(dtype) for x in group], read, centre)
-    x = keep(read, group[0])
     gram = reduce.products(x, accumulator(x))
     centre = centre.astype(gram.dtype)
     about = jnp.where(read[:, None], jnp.eye(read.size, dtype=gram.dtype) - centre[None, :], 0)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from cedarjax.core.dtypes import accumulator
 from cedarjax.core.inner import products, with_inner
 from cedarjax.core.lowrank import reduce
-from cedarjax.core.lowrank.node import LowRank, dense, is_low_rank, keep
+from cedarjax.core.lowrank.node import LowRank, is_low_rank, keep
 from cedarjax.core.mixture import Mixture
 from cedarjax.core.names import leaf_names
 from cedarjax.core.sharded import all_reduced, divides, share_of_parameters
@@ -180,9 +180,9 @@ def inner_with(updates: PyTree, vector: PyTree) -> jax.Array:
         return _sum_leaves(of_parts)
 
     def product(x: jax.Array | LowRank, v: jax.Array) -> jax.Array:
-        dtype = accumulator(x)
-        x = dense(x)
-        return jnp.matmul(_rows(x), v.reshape(-1).astype(x.dtype), precision=_HIGHEST, preferred_element_type=dtype)
+        rows = _rows(x.dense() if isinstance(x, LowRank) else x)
+        v = v.reshape(-1).astype(rows.dtype)
+        return jnp.matmul(rows, v, precision=_HIGHEST, preferred_element_type=accumulator(x))
 
     return _sum_leaves([product(x, v) for x, v in zip(_leaves(updates), jax.tree.leaves(vector), strict=True)])
 

@@ -11,15 +11,11 @@ from jax import lax
 from jax.sharding import Mesh
 
 from cedarjax.core.dtypes import accumulator
-from cedarjax.core.lowrank import dense
-from cedarjax.core.mixture import Mixture
 from cedarjax.core.trees import num_clients
 from cedarjax.core.types import Aggregator, PyTree
 from cedarjax.robust.krum import krum_scores
-from cedarjax.robust.layers import layered_gram
 from cedarjax.robust.order import mean_of_nearest, median_of
-from cedarjax.robust.presence import by_layer, claimed_weights, read_presence
-from cedarjax.robust.rule import RuleInfo, RuleState, by_columns, init_rule, next_state, seen
+from cedarjax.robust.rule import RuleInfo, RuleState, by_columns, init_rule, next_state, read_gram
 from cedarjax.robust.selection import check_enough, check_num_byzantine, num_present
 
 
@@ -95,13 +91,7 @@ def bulyan(f: int) -> Aggregator:
     ) -> tuple[PyTree, RuleState]:
         del params, extra_args
         check_enough(f, num_clients(updates), 4 * f + 3, "4 * f + 3 <= num_clients")
-        layered = by_layer(updates, weights)
-        if layered:
-            updates = dense(updates) if isinstance(updates, Mixture) else updates
-            presence = read_presence(updates, weights, squared=True)
-            gram, rows = layered_gram(updates, presence.weights, mesh=mesh), updates
-        else:
-            presence, gram, rows = seen(updates, claimed_weights(updates, weights), mesh)
+        presence, gram, rows, layered = read_gram(updates, weights, mesh)
         kept = jnp.where(presence.present, presence.clients, 0)
         enough = num_present(kept) >= 4 * f + 3
         selected = bulyan_selection(gram, kept, f) | (presence.present & ~enough)

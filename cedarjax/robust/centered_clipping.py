@@ -20,8 +20,8 @@ from cedarjax.core.types import Aggregator, PyTree
 from cedarjax.robust.clip import clip_factors
 from cedarjax.robust.layers import layered_sq_norms, renormalised
 from cedarjax.robust.presence import Presence, by_layer, claimed_weights, finite_lengths, read_presence
-from cedarjax.robust.rule import RuleInfo, num_present
-from cedarjax.robust.selection import mean_over
+from cedarjax.robust.rule import RuleInfo
+from cedarjax.robust.selection import mean_over, num_present
 
 
 class CenteredClippingState(NamedTuple):

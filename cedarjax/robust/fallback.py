@@ -95,8 +95,8 @@ def from_partial(rule: GramRule, *, min_clients: int, condition: str, f: int) ->
     ) -> tuple[PyTree, RuleState]:
         check_enough(f, num_clients(updates), min_clients, condition)
         out, state = lifted.update(updates, state, params, weights=weights, mesh=mesh, **extra_args)
-        assert state.info is not None
-        defined = (state.info.coefficients != 0).any()
+        assert state.info is not None and state.info.coefficients is not None
+        defined = jnp.any(state.info.coefficients != 0)
 
         def median() -> PyTree:
             presence = read_presence(updates, weights)

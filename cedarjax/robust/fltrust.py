@@ -4,6 +4,7 @@ Reference: Cao et al., `FLTrust: Byzantine-robust Federated Learning via Trust B
 <https://arxiv.org/abs/2012.13995>`_, 2021.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -18,7 +19,8 @@ from cedarjax.core.trees import inner_with, sq_norms
 from cedarjax.core.types import Aggregator, Params, PyTree
 from cedarjax.robust.layers import layered_sq_norms
 from cedarjax.robust.presence import by_layer, finite_lengths, read_presence
-from cedarjax.robust.rule import RuleInfo, RuleState, combine, init_rule, next_state, num_present
+from cedarjax.robust.rule import RuleInfo, RuleState, combine, init_rule, next_state
+from cedarjax.robust.selection import num_present
 
 
 def trust_scores(products: jax.Array, sq_norms: jax.Array, own_sq_norm: jax.Array) -> jax.Array:
@@ -93,7 +95,7 @@ def fltrust(server_update: Params | Callable[[Params], Params]) -> Aggregator:
         if layered:
             updates = dense(updates)
             pairs = zip(*map(jax.tree.leaves, (updates, own, presence.weights)), strict=True)
-            products = sum(jnp.where(w > 0, inner_with(x, g), 0) for x, g, w in pairs)
+            products = functools.reduce(jnp.add, [jnp.where(w > 0, inner_with(x, g), 0) for x, g, w in pairs])
             sent = [(w > 0).astype(products.dtype) for w in jax.tree.leaves(presence.weights)]
             lengths = [jnp.square(g.astype(accumulator(g))).sum() for g in jax.tree.leaves(own)]
             own_square = sum(u * s for u, s in zip(sent, lengths, strict=True))

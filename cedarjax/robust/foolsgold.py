@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from cedarjax.core.dtypes import accumulator
-from cedarjax.core.lowrank import dense, keep
+from cedarjax.core.lowrank import dense
 from cedarjax.core.trees import gram
 from cedarjax.core.trees import num_clients as _count
 from cedarjax.core.types import Aggregator, PyTree
@@ -135,7 +135,8 @@ def foolsgold(*, num_clients: int | None = None) -> Aggregator:
         presence = read_presence(updates, weights, squared=True)
 
         def grown(x: jax.Array, w: jax.Array, *old: jax.Array) -> jax.Array:
-            new = keep(w > 0, x).astype(accumulator(x))
+            sent = (w > 0).reshape(-1, *[1] * (x.ndim - 1))
+            new = jnp.where(sent, x, jnp.zeros((), x.dtype)).astype(accumulator(x))
             return old[0] + new if old else new
 
         history = jax.tree.map(grown, updates, presence.weights, *([] if before is None else [before]))

@@ -69,7 +69,8 @@ def least_diameter(distances: jax.Array, present: jax.Array, f: int) -> jax.Arra
         return by_client.max(), first, jnp.argmax(among[first])
 
     # `steps[i]` is the depth at which a client goes, f for those who stay; `diameters` are those met on the way.
-    steps, diameters = jnp.full((1, count), f, jnp.int32), []
+    steps = jnp.full((1, count), f, jnp.int32)
+    diameters: list[jax.Array] = []
     clients = jnp.arange(count, dtype=jnp.int32)[None, :]
     batch_size = max(1, _BLOCK // count**2)
     for depth in range(f + 1):

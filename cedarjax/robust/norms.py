@@ -9,9 +9,9 @@ from cedarjax.core.lowrank import dense
 from cedarjax.core.mixture import Mixture
 from cedarjax.core.trees import sq_norms, tree_structure
 from cedarjax.core.types import PyTree
-from cedarjax.robust.layers import layered_gram, layered_sq_norms
+from cedarjax.robust.layers import layered_sq_norms
 from cedarjax.robust.presence import Presence, by_layer, claimed_weights, finite_lengths, read_presence
-from cedarjax.robust.rule import seen
+from cedarjax.robust.rule import read_gram
 
 
 def sq_norms_of(rows: Mixture) -> jax.Array:
@@ -50,13 +50,9 @@ def gram_and_norms(
     Raises:
       ValueError: if the client axes or the structures disagree.
     """
-    if by_layer(updates, weights):
-        updates = dense(updates)
-        presence = read_presence(updates, weights)
-        gram = layered_gram(updates, presence.weights, mesh=mesh)
-        return presence, gram, layered_sq_norms(updates, presence.weights), updates, True
-    presence, gram, rows = seen(updates, claimed_weights(updates, weights), mesh)
-    return presence, gram, sq_norms_of(rows), rows, False
+    presence, gram, rows, layered = read_gram(updates, weights, mesh)
+    squares = layered_sq_norms(rows, presence.weights) if layered else sq_norms_of(rows)
+    return presence, gram, squares, rows, layered
 
 
 def read_norms(

@@ -9,6 +9,7 @@ clients costs a CPU a hundred times as much. Numbers are compared as the integer
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax import lax
 
 from cedarjax.core.columns import on_cpu
 
+Total = TypeVar("Total")
 _UNROLLED = 5  # rows in one pass of the loop over rows
 _LOOSE = 12  # probes that only count, before those that look for the next numbers of the column too
 _HALVING = 8  # one probe in as many is put half-way between bit patterns
@@ -54,9 +56,7 @@ def from_sortable(keys: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float64 if keys.dtype.itemsize == 8 else jnp.float32)
 
 
-def fold_rows(
-    add: Callable[..., tuple[jax.Array, ...]], init: tuple[jax.Array, ...], *rows: jax.Array
-) -> tuple[jax.Array, ...]:
+def fold_rows(add: Callable[..., Total], init: Total, *rows: jax.Array) -> Total:
     """Folds a function over the rows of arrays, a few rows a pass.
 
     Args:
@@ -69,7 +69,7 @@ def fold_rows(
     """
     count = rows[0].shape[0]
 
-    def some(index: jax.Array, total: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def some(index: jax.Array, total: Total) -> Total:
         for i in range(_UNROLLED):
             total = add(total, *(lax.dynamic_index_in_dim(x, index * _UNROLLED + i, keepdims=False) for x in rows))
         return total

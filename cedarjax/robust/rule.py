@@ -141,10 +141,11 @@ def by_columns(
         kept = jax.tree.leaves(weights)[0]
         return map_columns(lambda block: rule(block, kept), updates, mesh=mesh)
     leaves = jax.tree.leaves(dense(updates))
-    out = [
-        map_columns(lambda block, w=w: rule(block, w), x, mesh=mesh)
-        for x, w in zip(leaves, jax.tree.leaves(weights), strict=True)
-    ]
+
+    def of_leaf(x: jax.Array, w: jax.Array) -> jax.Array:
+        return map_columns(lambda block: rule(block, w), x, mesh=mesh)
+
+    out = [of_leaf(x, w) for x, w in zip(leaves, jax.tree.leaves(weights), strict=True)]
     return jax.tree.unflatten(tree_structure(updates), out)
 
 
@@ -196,13 +197,7 @@ def from_gram(rule: GramRule, *, min_clients: int = 1, condition: str = "num_cli
     ) -> tuple[PyTree, RuleState]:
         del params, extra_args
         check_enough(f, num_clients(updates), min_clients, condition)
-        layered = by_layer(updates, weights)
-        if layered:
-            updates = dense(updates) if isinstance(updates, Mixture) else updates
-            presence = read_presence(updates, weights, squared=True)
-            gram, rows = layered_gram(updates, presence.weights, mesh=mesh), updates
-        else:
-            presence, gram, rows = seen(updates, claimed_weights(updates, weights), mesh)
+        presence, gram, rows, layered = read_gram(updates, weights, mesh)
         present = presence.present
         kept = jnp.where(present, presence.clients, 0).astype(gram.dtype)
         enough = num_present(kept) >= min_clients
@@ -220,6 +215,30 @@ def from_gram(rule: GramRule, *, min_clients: int = 1, condition: str = "num_cli
         return fallen_back, next_state(state, info)
 
     return optax.GradientTransformationExtraArgs(init_rule, update)
+
+
+def read_gram(
+    updates: PyTree, weights: PyTree | None, mesh: Mesh | None = None
+) -> tuple[Presence, jax.Array, PyTree, bool]:
+    """Who is there and their inner products.
+
+    Args:
+      updates: tree with leaves `[C, ...]`, or a `Mixture`.
+      weights: `None` for equal weights, `[C]`, or a tree of `[C]` leaves shaped like `updates`; 0 = absent.
+      mesh: mesh over which the client axis lies.
+
+    Returns:
+      A `Presence`; `[C, C]` inner products about a common centre; the rows to combine; and whether layers are masked,
+      in which case distances are those over the layers that two clients both uploaded, scaled to all parameters.
+
+    Raises:
+      ValueError: if the client axes or the structures disagree.
+    """
+    if by_layer(updates, weights):
+        updates = dense(updates) if isinstance(updates, Mixture) else updates
+        presence = read_presence(updates, weights, squared=True)
+        return presence, layered_gram(updates, presence.weights, mesh=mesh), updates, True
+    return *seen(updates, claimed_weights(updates, weights), mesh), False
 
 
 def seen(updates: PyTree, weights: jax.Array, mesh: Mesh | None = None) -> tuple[Presence, jax.Array, Mixture]:

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cedarjax.core.inner import products, with_inner
 from cedarjax.core.lowrank import dense
 from cedarjax.core.mixture import Mixture
 from cedarjax.core.told import take_info
-from cedarjax.core.trees import num_clients, sq_norms, tree_structure
+from cedarjax.core.trees import num_clients, tree_structure
 from cedarjax.core.types import Aggregator, PyTree
 from cedarjax.robust.layers import layered_gram, layered_sq_norms, renormalised
-from cedarjax.robust.presence import Presence, by_layer, claimed_weights, finite_lengths, read_presence
+from cedarjax.robust.norms import read_norms
+from cedarjax.robust.presence import Presence, by_layer, claimed_weights, read_presence
 from cedarjax.robust.rule import RuleInfo, seen
 
 
@@ -121,23 +121,11 @@ def _read(
     """Who is there, what the pre-aggregator asked for, and the rows, with their inner products where they are known."""
     if reads == "gram":
         return seen(updates, weights, mesh)
-    if isinstance(updates, Mixture):
+    if reads == "weights" and isinstance(updates, Mixture):
         presence = read_presence(updates, weights)
-        if reads == "weights":
-            return presence, presence.clients, updates
-        rows = with_inner(updates, presence.present, mesh=mesh)
-        assert rows.inner is not None
-        places = rows.coordinates.astype(rows.inner.dtype)
-        return presence, jnp.maximum(jnp.diagonal(products(places, rows.inner)), 0), rows
-    claimed = weights > 0
-    squares = sq_norms(updates)
-    # Squares tell by themselves whether the rows are finite, and short enough for a rule inside that takes squares.
-    nonfinite = claimed & ~finite_lengths(updates, squares)
-    kept = jnp.where(claimed & ~nonfinite, weights, jnp.zeros_like(weights))
-    structure = tree_structure(updates)
-    shared = jax.tree.unflatten(structure, [kept] * structure.num_leaves)
-    presence = Presence(shared, claimed & ~nonfinite, nonfinite)
-    return presence, kept if reads == "weights" else jnp.where(presence.present, squares, 0), updates
+        return presence, presence.clients, updates
+    presence, squares, rows, _ = read_norms(updates, weights, mesh)
+    return presence, presence.clients if reads == "weights" else squares, rows
 
 
 def _layer_by_layer(updates: PyTree, presence: Presence, mixing: Mixing, *, means: bool) -> tuple[PyTree, PyTree]:

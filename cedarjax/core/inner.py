@@ -178,10 +178,11 @@ def _of_columns(rows: list[jax.Array], read: jax.Array, centre: jax.Array) -> ja
 
 def _of_low_rank(group: tuple, read: jax.Array, centre: jax.Array) -> jax.Array:
     """From the uncentred products of the factors: what the offset costs in digits is lost."""
-    x = keep(read, group[0])
-    if len(group) != 1 or not isinstance(x, LowRank):
+    if len(group) != 1:
         dtype = accumulator(*group)
         return _of_columns([_dense_rows(x).astype(dtype) for x in group], read, centre)
+    x = keep(read, group[0])
+    assert isinstance(x, LowRank)
     gram = reduce.products(x, accumulator(x))
     centre = centre.astype(gram.dtype)
     about = jnp.where(read[:, None], jnp.eye(read.size, dtype=gram.dtype) - centre[None, :], 0)

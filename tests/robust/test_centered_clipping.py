@@ -131,9 +131,7 @@ def test_layers_that_clients_left_out(num_iters):
         squares = sum(np.where(u, np.nansum((x - c) ** 2, axis=1), 0) for x, u, c in zip(layers, sent, v, strict=True))
         uploaded = sum(u * x.shape[1] for x, u in zip(layers, sent, strict=True))
         factors = np.minimum(1, 1 / np.sqrt(np.maximum(squares * 10 / np.maximum(uploaded, 1), 1e-30)))
-        v = [
-            c + (factors[u, None] * (x[u] - c)).sum(axis=0) / u.sum() for x, u, c in zip(layers, sent, v, strict=True)
-        ]
+        v = [c + (factors[u, None] * (x[u] - c)).sum(axis=0) / u.sum() for x, u, c in zip(layers, sent, v, strict=True)]
     np.testing.assert_allclose(oracles.flat_one(got), np.concatenate(v), rtol=0, atol=3e-6)
     assert state.info.ok and (state.info.coefficients > 0).tolist() == [i != 3 for i in range(NUM_CLIENTS)]
 
@@ -148,7 +146,9 @@ def test_half_precision_and_parameters_of_another_dtype():
         assert {x.dtype for x in jax.tree.leaves(state.center)} == {jnp.dtype("float32")}
         x = oracles.flat(jax.tree.map(lambda x: x.astype(jnp.float32), updates))[PRESENT]
         want = oracles.centered_clipping(x, WEIGHTS[PRESENT], 1.0, num_iters)
-        np.testing.assert_allclose(oracles.flat_one(jax.tree.map(lambda x: x.astype(jnp.float32), out)), want, atol=4e-3)
+        np.testing.assert_allclose(
+            oracles.flat_one(jax.tree.map(lambda x: x.astype(jnp.float32), out)), want, atol=4e-3
+        )
 
 
 def test_double_precision(x64):

@@ -53,7 +53,9 @@ def test_formulas_over_three_rounds(num_clients):
     cohorts = [cohort(seed) for seed in range(3)]
     weights = np.array([1.0, 2.0, 1.0, 1.0, 3.0, 1.0, 1.0])
     history = np.zeros((NUM_CLIENTS, 12))
-    for (got, state), updates in zip(run(foolsgold(num_clients=num_clients), cohorts, [weights] * 3), cohorts, strict=True):
+    for (got, state), updates in zip(
+        run(foolsgold(num_clients=num_clients), cohorts, [weights] * 3), cohorts, strict=True
+    ):
         x = oracles.flat(updates)
         history += x
         want = weights * credibility(history)

@@ -30,7 +30,9 @@ def compiled(f, num_selected, num_neighbors):
 
 def run(x, weights=None, f=2, num_selected=None, num_neighbors=None):
     weights = np.ones(len(x)) if weights is None else weights
-    out, state = compiled(f, num_selected, num_neighbors)(jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32))
+    out, state = compiled(f, num_selected, num_neighbors)(
+        jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32)
+    )
     return np.asarray(out), state.info
 
 

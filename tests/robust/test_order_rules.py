@@ -112,7 +112,11 @@ def test_median_with_whole_weights_is_that_of_repeated_rows(seed, kind):
 def test_median_of_balanced_weights_whatever_their_scale(scale):
     """Weights that should cut the mass in half need not do so to the last bit."""
     x = np.tile(2.0 ** np.arange(NUM_CLIENTS, dtype=np.float32)[:, None], WIDTH)  # 1, 2, 4, 8, ...
-    for weights, want in (([1.0] * 6, 6.0), ([0.7, 0.2, 0.1, 0.3, 0.3, 0.4], 6.0), ([0.7, 0.2, 0.2, 0.3, 0.3, 0.4], 4.0)):
+    for weights, want in (
+        ([1.0] * 6, 6.0),
+        ([0.7, 0.2, 0.1, 0.3, 0.3, 0.4], 6.0),
+        ([0.7, 0.2, 0.2, 0.3, 0.3, 0.4], 4.0),
+    ):
         got, _, _ = run("median", 2, x, scale * jnp.array(weights + [0.0] * 3))
         assert (got == want).all()
 

@@ -29,7 +29,9 @@ def fast_compilation():
 def make_updates(seed=0, offset=1.0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     updates = jax.tree.map(
-        lambda s: (offset + rng.normal(size=(NUM_CLIENTS, *s))).astype(dtype), SHAPES, is_leaf=lambda s: isinstance(s, tuple)
+        lambda s: (offset + rng.normal(size=(NUM_CLIENTS, *s))).astype(dtype),
+        SHAPES,
+        is_leaf=lambda s: isinstance(s, tuple),
     )
     updates["a"][2], updates["b"]["c"][6, 1] = np.nan, np.inf
     return updates
@@ -40,7 +42,9 @@ def run(rule, updates, weights=WEIGHTS, **extra):
         state = rule.init(jax.tree.map(lambda x: x[0], updates))
         return rule.update(updates, state, weights=weights, **extra)
 
-    return jax.jit(once)(jax.tree.map(jnp.asarray, updates), jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weights), extra)
+    return jax.jit(once)(
+        jax.tree.map(jnp.asarray, updates), jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weights), extra
+    )
 
 
 def present(updates, weights=WEIGHTS):

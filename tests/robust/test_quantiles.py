@@ -51,7 +51,9 @@ def test_every_order_statistic_is_that_of_a_sort(kind):
     # np.sort takes -0.0 for 0.0; ordered by their keys they are told apart.
     want = np.sort(x, axis=0) if kind != "zeros" else np.asarray(from_sortable(np.sort(sortable(x), axis=0)))
     got = quantiles(x, jnp.ones(NUM_ROWS), jnp.arange(1.0, NUM_ROWS + 1), NUM_ROWS)
-    np.testing.assert_array_equal(bits(got) if kind == "zeros" else np.asarray(got), bits(want) if kind == "zeros" else want)
+    np.testing.assert_array_equal(
+        bits(got) if kind == "zeros" else np.asarray(got), bits(want) if kind == "zeros" else want
+    )
 
 
 @hypothesis.given(st.integers(0, 10_000), st.sampled_from(KINDS), st.integers(1, NUM_ROWS))
@@ -114,7 +116,9 @@ def test_all_reductions_at_once_are_those_row_by_row(monkeypatch):
     rng = np.random.default_rng(2)
     for kind in ("normal", "ties", "scales"):
         x = draw(kind, rng, (NUM_ROWS, WIDTH))
-        keys = jax.jit(lambda x: weighted_quantiles(sortable(x), jnp.ones(NUM_ROWS), [jnp.array(1.0), jnp.array(7.0)]))(x)
+        keys = jax.jit(lambda x: weighted_quantiles(sortable(x), jnp.ones(NUM_ROWS), [jnp.array(1.0), jnp.array(7.0)]))(
+            x
+        )
         np.testing.assert_array_equal(np.stack([from_sortable(k) for k in keys]), np.sort(x, axis=0)[[0, 6]])
 
 

@@ -12,15 +12,7 @@ import numpy as np
 import pytest
 
 from cedarjax import robust, testing
-from cedarjax.robust.autogm import autogm
-from cedarjax.robust.caf import caf
-from cedarjax.robust.cge import cge
-from cedarjax.robust.dnc import dnc
-from cedarjax.robust.geometric_median import geometric_median
-from cedarjax.robust.mda import mda
-from cedarjax.robust.monna import monna
-from cedarjax.robust.norm_clip import norm_clip
-from cedarjax.robust.smea import smea
+from cedarjax.testing.aggregators import _aggregate
 
 NUM_CLIENTS = 8  # as many on every device of the mesh, and enough for Bulyan
 SHAPES = {"a": (3, 4), "b": {"c": (4,)}}
@@ -82,17 +74,17 @@ RULES = {
     "foolsgold": Row(robust.foolsgold, (), HISTORY),
     "foolsgold_of_known_size": Row(lambda: robust.foolsgold(num_clients=NUM_CLIENTS), (), KNOWN_SIZE),
     "zeno": Row(lambda: robust.zeno(2, distance_to_a_third, jnp.zeros(1))),
-    "geometric_median": Row(lambda: geometric_median(num_iters=20), BOTH),
-    "geometric_median_from_zero": Row(lambda: geometric_median(0.1, 3, "zero")),
-    "autogm": Row(lambda: autogm(num_iters=10, num_rounds=3), ("translation",)),
-    "mda": Row(lambda: mda(2), BOTH),
-    "smea": Row(lambda: smea(2), BOTH),
-    "caf": Row(lambda: caf(2), BOTH),
-    "monna": Row(lambda: monna(2, 0), BOTH, PLACE),
-    "cge": Row(lambda: cge(2), ("scale",)),
-    "norm_clip": Row(lambda: norm_clip(2.0)),
-    "dnc": Row(lambda: dnc(2), BOTH),
-    "dnc_of_some": Row(lambda: dnc(1, 2, 8), BOTH),
+    "geometric_median": Row(lambda: robust.geometric_median(num_iters=20), BOTH),
+    "geometric_median_from_zero": Row(lambda: robust.geometric_median(0.1, 3, "zero")),
+    "autogm": Row(lambda: robust.autogm(num_iters=10, num_rounds=3), ("translation",)),
+    "mda": Row(lambda: robust.mda(2), BOTH),
+    "smea": Row(lambda: robust.smea(2), BOTH),
+    "caf": Row(lambda: robust.caf(2), BOTH),
+    "monna": Row(lambda: robust.monna(2, 0), BOTH, PLACE),
+    "cge": Row(lambda: robust.cge(2), ("scale",)),
+    "norm_clip": Row(lambda: robust.norm_clip(2.0)),
+    "dnc": Row(lambda: robust.dnc(2), BOTH),
+    "dnc_of_some": Row(lambda: robust.dnc(1, 2, 8), BOTH),
     "nnm_krum": Row(lambda: robust.nnm(2, robust.krum(1)), BOTH),
     "nnm_trimmed_mean": Row(lambda: robust.nnm(2, robust.trimmed_mean(2)), BOTH),
     "bucketing_median": Row(lambda: robust.bucketing(2, robust.median()), BOTH, ORDER),
@@ -129,7 +121,8 @@ def case(name, mesh):
 
 
 @pytest.mark.parametrize(
-    ("rule", "law"), [(name, law) for name, row in RULES.items() for law in testing.AGGREGATOR_LAWS if law not in row.exempt]
+    ("rule", "law"),
+    [(name, law) for name, row in RULES.items() for law in testing.AGGREGATOR_LAWS if law not in row.exempt],
 )
 def test_rule(rule, law, mesh):
     testing.AGGREGATOR_LAWS[law](case(rule, mesh))
@@ -138,3 +131,65 @@ def test_rule(rule, law, mesh):
 @pytest.mark.parametrize(("rule", "way"), [(name, way) for name, row in RULES.items() for way in row.equivariances])
 def test_rule_goes_along(rule, way, mesh):
     testing.EQUIVARIANCES[way](case(rule, mesh))
+
+
+def draw_rows(kind, rng):
+    """Updates of the usual shapes that rules find hard to tell apart, or to bear."""
+    normal = np.concatenate(
+        [np.asarray(x).reshape(NUM_CLIENTS, -1) for x in jax.tree.leaves(draw(rng, NUM_CLIENTS))], 1
+    )
+    flat = {
+        "normal": normal,
+        "offset": 300 + normal,
+        "far": normal * np.where(np.arange(NUM_CLIENTS) % 5 == 1, 1e7, 1.0)[:, None],
+        "overflowing": np.where(np.arange(NUM_CLIENTS)[:, None] == rng.integers(NUM_CLIENTS), 1e30, normal),
+        "tiny": 1e-30 * normal,
+        "duplicates": np.round(2 * normal)[rng.integers(0, 3, NUM_CLIENTS)],
+        "equal": np.tile(normal[:1], (NUM_CLIENTS, 1)),
+        "zeros": 0 * normal,
+    }[kind].astype(np.float32)
+    return {"a": jnp.asarray(flat[:, :12].reshape(-1, 3, 4)), "b": {"c": jnp.asarray(flat[:, 12:])}}
+
+
+GENERIC, DEGENERATE = ["normal", "offset", "far", "overflowing"], ["tiny", "duplicates", "equal", "zeros"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(
+    st.integers(0, 10_000), st.sampled_from(GENERIC + DEGENERATE), st.integers(0, NUM_CLIENTS), st.booleans()
+)
+def test_hard_rows(rule, seed, kind, num_present, weighted):
+    """Finite, whoever is present; and who is absent changes nothing, however many are left."""
+    rng = np.random.default_rng(seed)
+    there = rng.permutation(NUM_CLIENTS) < num_present
+    weights = there * (rng.integers(1, 4, NUM_CLIENTS) if weighted else 1.0)
+    drawn = case(rule, None)._replace(updates=draw_rows(kind, rng), weights=jnp.asarray(weights, jnp.float32))
+    out, infos = _aggregate(drawn, drawn.updates, drawn.weights)
+    testing.cases.finite("result", out)
+    testing.cases.finite("infos", infos)
+    if kind in GENERIC and "ignores_absent_clients" not in RULES[rule].exempt:
+        scale = 300.0 if kind == "offset" else 1.0
+        testing.AGGREGATOR_LAWS["ignores_absent_clients"](drawn._replace(atol=2e-5 * scale, rtol=1e-3))
+
+
+FAR = {
+    "rlr": "the mean, whatever its signs",
+    "dnc_of_some": "lengths are not known of the parameters that it does not draw",
+}
+BY_LAYER = [
+    *("krum", "bulyan", "centered_clipping", "centered_clipping_thrice", "fltrust", "foolsgold", "zeno"),
+    *("nnm_krum", "bucketing_median", "arc_multi_krum", "clip_nnm_clipping"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "layered"), [(name, False) for name in RULES if name not in FAR] + [(name, True) for name in BY_LAYER]
+)
+def test_a_row_whose_square_overflows_decides_nothing(rule, layered):
+    """It is finite, and rules that square lengths cannot bear it."""
+    drawn = case(rule, None)
+    updates = jax.tree.map(lambda x: x.at[3].set(1e30), drawn.updates)
+    weights = jax.tree.map(lambda _: drawn.weights, updates) if layered else drawn.weights
+    out, _ = _aggregate(drawn, updates, weights)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(out)) < 10

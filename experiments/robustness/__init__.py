@@ -1,0 +1,1 @@
+"""Rules against attacks on real data: who holds how much accuracy against the worst that is tried on it."""

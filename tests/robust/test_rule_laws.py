@@ -94,10 +94,9 @@ RULES = {
 
 
 @pytest.fixture(autouse=True)
-def fast_compilation(request):
-    """Most of the time here is XLA's. What is compared with no jit is compiled as it would be for a user."""
-    optimised = "jit" in request.node.name
-    jax.config.update("jax_disable_most_optimizations", not optimised)
+def fast_compilation():
+    """Most of the time here is XLA's. What it compiles for a user is compared with the definitions elsewhere."""
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

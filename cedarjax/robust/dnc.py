@@ -112,7 +112,7 @@ def dnc(f: int, num_iters: int = 1, subsample: int | None = None) -> Aggregator:
         if key is None:
             raise ValueError(f"key must be given to draw subsample = {subsample} of {num_params} parameters, got None.")
         check_enough(f, count, needed, condition)
-        presence = read_presence(updates, weights)
+        presence = read_presence(updates, weights, squared=True)
         good = presence.present
         for i in range(num_iters):
             indices = distinct_indices(jax.random.fold_in(key, i), subsample, num_params)

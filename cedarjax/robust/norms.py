@@ -80,7 +80,7 @@ def read_norms(
     """
     if by_layer(updates, weights):
         updates = dense(updates)
-        presence = read_presence(updates, weights)
+        presence = read_presence(updates, weights, squared=True)
         squares = layered_sq_norms(updates, presence.weights)
         return presence, jnp.where(presence.present, squares, 0), updates, True
     claimed = claimed_weights(updates, weights)

@@ -174,7 +174,6 @@ def test_hard_rows(rule, seed, kind, num_present, weighted):
 
 FAR = {
     "rlr": "the mean, whatever its signs",
-    "dnc_of_some": "lengths are not known of the parameters that it does not draw",
 }
 BY_LAYER = [
     *("krum", "bulyan", "centered_clipping", "centered_clipping_thrice", "fltrust", "foolsgold", "zeno"),

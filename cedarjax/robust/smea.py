@@ -94,8 +94,8 @@ def smea(f: int) -> Aggregator:
 
     Guarantee: `(f, kappa)`-robust with respect to the greatest eigenvalue of the honest covariance, with
     `kappa <= 4 f / (n - f) (1 + f / (n - 2 f))^2` (Allouah et al. 2023). With `f = 0` it is the mean. It moves and
-    scales along with the updates. Each of the `C! / (f! (C - f)!)` subsets takes the greatest eigenvalue of a `[C, C]` matrix, so
-    it is for small cohorts: 4,845 subsets for 20 clients and 4 attackers.
+    scales along with the updates. Each of the `C! / (f! (C - f)!)` subsets takes the greatest eigenvalue of a `[C, C]`
+    matrix, so it is for small cohorts: 4,845 subsets for 20 clients and 4 attackers.
 
     Args:
       f: number of attackers to withstand; `2 f < n` for `n` present clients.

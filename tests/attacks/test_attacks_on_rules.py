@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import cedarjax as cj
 from cedarjax.attacks import fang, optimised_alie, optimised_ipm
 from cedarjax.attacks.collusion import know
-from cedarjax.attacks.search import Plan, strongest
+from cedarjax.attacks.search import Answer, Objective, Plan, strongest
 from cedarjax.testing import check_attack
 
 FLAGS = np.array([False, True, False, False, True, False, False, False])
@@ -144,12 +144,14 @@ def attack_of(kind, rule, chunk_size=1, num_refinements=0, strengths=STRENGTHS):
 
 @pytest.mark.parametrize("peak", [3.2, 2.7, 0.4, 0.0, 7.9, 9.0])
 def test_refining_looks_on_both_sides_of_the_best(peak):
-    """With an objective that has one peak, and a rule that hands on what the attackers send."""
+    """With a rule whose answer has one peak in what the attackers send."""
     updates, flags = {"a": jnp.zeros(3)}, jnp.array([False, False, True])
     known = know(updates, None, flags)
     strengths = jnp.array([0.0, 1.0, 2.0, 4.0, 8.0])
-    plan = Plan({"a": jnp.zeros(())}, {"a": jnp.ones(())}, strengths, lambda out: -jnp.abs(out["a"] - peak))
-    found = strongest(known, updates, plan, lambda rows: ({"a": rows["a"][2]}, ()), 4, cj.cohort_map())
+    nothing, one = {"a": jnp.zeros(())}, {"a": jnp.ones(())}
+    plan = Plan(nothing, one, strengths, Objective(nothing, one))
+    answer = Answer(lambda rows: ({"a": -jnp.abs(rows["a"][2] - peak)}, ()), tells=False)
+    found = strongest(known, updates, plan, answer, 4, cj.cohort_map())
     np.testing.assert_allclose(found, min(peak, 8.0), atol=1 / 3**3 / 2)  # the spacing shrinks to a third each time
 
 

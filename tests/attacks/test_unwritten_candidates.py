@@ -43,7 +43,12 @@ def fast_compilation():
 
 
 @pytest.mark.parametrize(
-    "rule, attack", [("multi_krum", "fang"), ("nnm", "alie"), ("clip", "ipm"), ("too_few", "alie")]
+    "rule, attack",
+    [
+        ("nnm", "alie"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("multi_krum", "fang"), ("clip", "ipm"))),
+        pytest.param("too_few", "alie", marks=pytest.mark.slow),
+    ],
 )
 def test_strength_and_objective_agree(rule, attack):
     updates, byzantine = make_updates(), jnp.arange(NUM_CLIENTS) >= NUM_CLIENTS - F

@@ -18,8 +18,8 @@ demo: $(READY) ## Cedar and its baselines on the digits, about a minute
 test: $(READY) ## tests and doctests, without the slow ones
 	$(PY) $(PYTEST) -m "not slow"
 
-test-all: $(READY) ## all tests
-	$(PY) $(PYTEST)
+test-all: $(READY) ## all tests, compiled as they are for users
+	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false $(PY) $(PYTEST)
 
 test-lowest: $(LOWEST)/.ready ## tests with the oldest dependencies that pyproject.toml allows
 	$(LOWEST)/bin/python $(PYTEST) -m "not slow" -W default

@@ -123,7 +123,10 @@ def test_one_that_does_not_want_to_end_is_ended(script, tmp_path, monkeypatch):
 def test_interrupting_it_ends_all(sent, script, tmp_path):
     file = script(f"time.sleep({TIMEOUT})\n")
     command = [sys.executable, "-m", "experiments.launch", "--processes", "2", "--", file]
+    # A child inherits an ignored signal, and a shell's job in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     launcher = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     try:
         deadline = time.monotonic() + TIMEOUT
         while len(process_ids(tmp_path)) < 2 and time.monotonic() < deadline:

@@ -14,10 +14,11 @@ import optax
 from jax.sharding import Mesh
 
 from cedarjax.attacks.rows import check_byzantine, overwrite_rows
+from cedarjax.core.axis import by_layer, claimed_weights, num_clients
 from cedarjax.core.columns import map_columns
 from cedarjax.core.dtypes import accumulator
 from cedarjax.core.lowrank import dense
-from cedarjax.core.trees import finite_rows, num_clients, weighted_sum
+from cedarjax.core.trees import finite_rows, weighted_sum
 from cedarjax.core.types import Aggregator, PyTree
 
 
@@ -51,27 +52,6 @@ class Knowledge(NamedTuple):
         return self.honest.sum(dtype=jnp.int32)
 
 
-def _sent(updates: PyTree, weights: PyTree | None, count: int) -> list[jax.Array]:
-    """Who sent each leaf, `[C]` bool."""
-    structure = jax.tree.structure(updates)
-    if weights is None:
-        weights = jnp.ones(count, jnp.float32)
-    leaves = jax.tree.leaves(weights)
-    for leaf in leaves:
-        if jnp.shape(leaf) != (count,):
-            raise ValueError(
-                f"weights must be [C] with C = {count}, the client axis of updates, got the shape {jnp.shape(leaf)}."
-            )
-    if jax.tree.structure(weights) == structure:
-        return [w > 0 for w in leaves]
-    if jax.tree.structure(weights) == jax.tree.structure(0):
-        return [weights > 0] * structure.num_leaves
-    raise ValueError(
-        f"weights must be one [C] vector or a tree of [C] vectors shaped like the updates, got the structure "
-        f"{jax.tree.structure(weights)} for updates of the structure {structure}."
-    )
-
-
 def know(updates: PyTree, weights: PyTree | None, byzantine: jax.Array | None, mesh: Mesh | None = None) -> Knowledge:
     """What attackers know of a round.
 
@@ -97,10 +77,10 @@ def know(updates: PyTree, weights: PyTree | None, byzantine: jax.Array | None, m
     """
     count = num_clients(updates)
     flags = check_byzantine(byzantine, count)
-    sent = _sent(updates, weights, count)
-    present = jnp.stack(sent).any(axis=0)
     leaves, structure = jax.tree.flatten(updates)
-    shared = all(s is sent[0] for s in sent)
+    shared = not by_layer(updates, weights)
+    sent = [w > 0 for w in jax.tree.leaves(claimed_weights(updates, weights))]  # by whom each leaf, or all, was sent
+    present = jnp.stack(sent).any(axis=0)
     if shared:
         finite = finite_rows(updates)
     else:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cedarjax.core.axis import num_clients
 from cedarjax.core.lowrank import dense
-from cedarjax.core.trees import num_clients
 from cedarjax.core.types import Aggregator, PyTree
 
 

@@ -1,5 +1,9 @@
 """Types, reductions over clients, the client axis, rounds and runs."""
 
+from cedarjax.core.axis import as_rows as as_rows
+from cedarjax.core.axis import as_update as as_update
+from cedarjax.core.axis import num_clients as num_clients
+from cedarjax.core.axis import tree_structure as tree_structure
 from cedarjax.core.batches import Stream as Stream
 from cedarjax.core.batches import batch_indices as batch_indices
 from cedarjax.core.batches import check_positive as check_positive
@@ -51,9 +55,7 @@ from cedarjax.core.training import train as train
 from cedarjax.core.trees import finite_rows as finite_rows
 from cedarjax.core.trees import gram as gram
 from cedarjax.core.trees import inner_with as inner_with
-from cedarjax.core.trees import num_clients as num_clients
 from cedarjax.core.trees import sq_norms as sq_norms
-from cedarjax.core.trees import tree_structure as tree_structure
 from cedarjax.core.trees import weighted_mean as weighted_mean
 from cedarjax.core.trees import weighted_sum as weighted_sum
 from cedarjax.core.types import Aggregator as Aggregator
@@ -94,6 +96,8 @@ __all__ = [
     "Totals",
     "Upload",
     "accumulator",
+    "as_rows",
+    "as_update",
     "batch_indices",
     "centered_gram",
     "check_positive",

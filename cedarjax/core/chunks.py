@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias
 import jax
 from jax.sharding import Mesh
 
+from cedarjax.core.axis import num_clients
 from cedarjax.core.memory import memory_estimate
-from cedarjax.core.trees import num_clients
 from cedarjax.core.types import PyTree
 
 ChunkSize: TypeAlias = int | Literal["auto"] | None

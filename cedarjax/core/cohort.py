@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from cedarjax.core.axis import num_clients
 from cedarjax.core.chunks import ChunkSize, check_chunk_size, resolve_chunk_size
-from cedarjax.core.trees import num_clients
 from cedarjax.core.types import PyTree
 
 

@@ -46,8 +46,7 @@ def with_inner(updates: PyTree | Mixture, present: jax.Array, *, mesh: Mesh | No
     """
     if not isinstance(updates, Mixture):
         dtype = accumulator(*jax.tree.leaves(updates, is_leaf=is_low_rank))
-        kept = present.astype(dtype)
-        updates = Mixture((jnp.eye(present.shape[0], dtype=dtype) * kept[:, None],), (updates,), kept)
+        updates = Mixture.kept(updates, present.astype(dtype))
     if updates.inner is not None:
         return updates
     read = jnp.concatenate(updates.read())

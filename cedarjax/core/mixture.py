@@ -59,6 +59,20 @@ class Mixture:
         sums = used.astype(updates.sums.dtype) + through(updates.sums - 1) if means else through(updates.sums)
         return cls(tuple(map(through, updates.matrices)), updates.parts, sums, updates.inner)
 
+    @classmethod
+    def kept(cls, updates: PyTree, present: jax.Array, inner: jax.Array | None = None) -> "Mixture":
+        """The updates themselves, and zeros for clients that are absent.
+
+        Args:
+          updates: tree with leaves `[C, ...]`.
+          present: `[C]`, 1 for the clients whose updates are read and 0 for the others, floating.
+          inner: inner products, if they are known.
+
+        Returns:
+          A `Mixture` of `C` rows.
+        """
+        return cls((jnp.diag(present),), (updates,), present, inner)
+
     def beside(self, vector: PyTree) -> "Mixture":
         """The same rows and one more behind them.
 

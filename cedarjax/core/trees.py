@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from cedarjax.core.axis import num_clients, per_leaf
 from cedarjax.core.dtypes import accumulator
 from cedarjax.core.inner import products, with_inner
 from cedarjax.core.lowrank import reduce
 from cedarjax.core.lowrank.node import LowRank, is_low_rank, keep
 from cedarjax.core.mixture import Mixture
-from cedarjax.core.names import leaf_names
 from cedarjax.core.sharded import all_reduced, divides, share_of_parameters
 from cedarjax.core.types import PyTree
 
@@ -32,59 +32,6 @@ def _rows(x: jax.Array) -> jax.Array:
 def _leaves(updates: PyTree) -> list[jax.Array | LowRank]:
     leaves = jax.tree.leaves(updates, is_leaf=is_low_rank)
     return [leaf.checked() if is_low_rank(leaf) else leaf for leaf in leaves]
-
-
-def _per_leaf(values: PyTree, updates: PyTree) -> PyTree:
-    """One `[C]` vector for each leaf: `values` itself, or the same vector everywhere."""
-    structure = tree_structure(updates)
-    if jax.tree.structure(values) == structure:
-        return values
-    if jax.tree.structure(values) == jax.tree.structure(0):
-        return jax.tree.unflatten(structure, [values] * structure.num_leaves)
-    raise ValueError(
-        f"weights must be one [C] vector or a tree of [C] vectors shaped like the updates, got the structure "
-        f"{jax.tree.structure(values)} for updates of the structure {jax.tree.structure(updates)}."
-    )
-
-
-def tree_structure(updates: PyTree) -> jax.tree_util.PyTreeDef:
-    """Structure of one client's update, with a leaf for every `LowRank`.
-
-    Args:
-      updates: tree with leaves `[C, ...]`, or a `Mixture` of such.
-
-    Returns:
-      The structure.
-    """
-    return jax.tree.structure(updates.parts[0] if isinstance(updates, Mixture) else updates, is_leaf=is_low_rank)
-
-
-def num_clients(updates: PyTree) -> int:
-    """Length of the client axis that all leaves share.
-
-    Args:
-      updates: tree with leaves `[C, ...]`.
-
-    Returns:
-      `C`, a Python int.
-
-    Raises:
-      ValueError: if there is no leaf, a leaf is a scalar, or two leaves disagree; the message names the leaf.
-    """
-    if isinstance(updates, Mixture):
-        return updates.num_rows
-    leaves = jax.tree.leaves(updates)
-    if not leaves:
-        raise ValueError("updates must have at least one leaf, got an empty tree.")
-    expected = leaves[0].shape[0] if jnp.ndim(leaves[0]) else -1
-    for name, leaf in zip(leaf_names(updates), leaves, strict=True):
-        if jnp.ndim(leaf) == 0:
-            raise ValueError(f"updates must have a client axis on every leaf, got a scalar at {name!r}.")
-        if leaf.shape[0] != expected:
-            raise ValueError(
-                f"updates must agree on the client axis, got {leaf.shape[0]} at {name!r}, expected {expected}."
-            )
-    return expected
 
 
 def gram(updates: PyTree, *, mesh: Mesh | None = None) -> jax.Array:
@@ -246,28 +193,28 @@ def weighted_sum(coefficients: PyTree, updates: PyTree, *, mesh: Mesh | None = N
       {'a': Array([1., 2.], dtype=float32)}
     """
     count = num_clients(updates)
-    per_leaf = _per_leaf(coefficients, updates)
-    for leaf in jax.tree.leaves(per_leaf):
+    by_leaf = per_leaf(coefficients, updates)
+    for leaf in jax.tree.leaves(by_leaf):
         if leaf.shape != (count,):
             raise ValueError(f"coefficients must be [C] with C = {count}, got the shape {leaf.shape}.")
     if isinstance(updates, Mixture):
-        return _of_mixture(per_leaf, updates, mesh)
+        return _of_mixture(by_leaf, updates, mesh)
 
     if divides(mesh, count):
         assert mesh is not None
-        sums = all_reduced(_sums, mesh, per_leaf, updates)
+        sums = all_reduced(_sums, mesh, by_leaf, updates)
     else:
-        sums = _sums(per_leaf, updates)
+        sums = _sums(by_leaf, updates)
     return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, updates)
 
 
-def _of_mixture(per_leaf: PyTree, rows: Mixture, mesh: Mesh | None) -> PyTree:
+def _of_mixture(by_leaf: PyTree, rows: Mixture, mesh: Mesh | None) -> PyTree:
     def of_part(matrix: jax.Array, part: PyTree) -> PyTree:
         def through(c: jax.Array) -> jax.Array:
             dtype = accumulator(c, matrix)
             return jnp.matmul(c.astype(dtype), matrix.astype(dtype), precision=_HIGHEST)
 
-        return weighted_sum(jax.tree.map(through, per_leaf), part, mesh=mesh if num_clients(part) > 1 else None)
+        return weighted_sum(jax.tree.map(through, by_leaf), part, mesh=mesh if num_clients(part) > 1 else None)
 
     sums = [of_part(matrix, part) for matrix, part in zip(rows.matrices, rows.parts, strict=True)]
     return jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *sums)
@@ -333,4 +280,4 @@ def weighted_mean(updates: PyTree, weights: PyTree, *, mesh: Mesh | None = None)
         total = w.sum()
         return w / jnp.where(total > 0, total, jnp.ones_like(total))
 
-    return weighted_sum(jax.tree.map(normalise, _per_leaf(weights, updates)), updates, mesh=mesh)
+    return weighted_sum(jax.tree.map(normalise, per_leaf(weights, updates)), updates, mesh=mesh)

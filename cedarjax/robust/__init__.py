@@ -19,6 +19,7 @@ from cedarjax.robust.clip import arc as arc
 from cedarjax.robust.clip import clip as clip
 from cedarjax.robust.clip import clip_factors as clip_factors
 from cedarjax.robust.clusters import two_means as two_means
+from cedarjax.robust.columns import from_columns as from_columns
 from cedarjax.robust.dnc import dnc as dnc
 from cedarjax.robust.fltrust import fltrust as fltrust
 from cedarjax.robust.foolsgold import FoolsGoldState as FoolsGoldState
@@ -26,6 +27,7 @@ from cedarjax.robust.foolsgold import foolsgold as foolsgold
 from cedarjax.robust.foolsgold import foolsgold_weights as foolsgold_weights
 from cedarjax.robust.geometric_median import geometric_median as geometric_median
 from cedarjax.robust.geometric_median import weiszfeld as weiszfeld
+from cedarjax.robust.gram import from_gram as from_gram
 from cedarjax.robust.krum import krum as krum
 from cedarjax.robust.krum import krum_scores as krum_scores
 from cedarjax.robust.krum import multi_krum as multi_krum
@@ -44,10 +46,10 @@ from cedarjax.robust.presence import read_presence as read_presence
 from cedarjax.robust.rdm import euclidean_rdm as euclidean_rdm
 from cedarjax.robust.rdm import rdm as rdm
 from cedarjax.robust.rdm import rdm_similarity as rdm_similarity
+from cedarjax.robust.rule import Round as Round
 from cedarjax.robust.rule import RuleInfo as RuleInfo
 from cedarjax.robust.rule import RuleState as RuleState
-from cedarjax.robust.rule import from_columns as from_columns
-from cedarjax.robust.rule import from_gram as from_gram
+from cedarjax.robust.rule import from_round as from_round
 from cedarjax.robust.selection import distances_of as distances_of
 from cedarjax.robust.selection import lowest as lowest
 from cedarjax.robust.selection import mean_over as mean_over
@@ -67,6 +69,7 @@ __all__ = [
     "FoolsGoldState",
     "MeanState",
     "Presence",
+    "Round",
     "RuleInfo",
     "RuleState",
     "WrapState",
@@ -90,6 +93,7 @@ __all__ = [
     "foolsgold_weights",
     "from_columns",
     "from_gram",
+    "from_round",
     "geometric_median",
     "krum",
     "krum_scores",

@@ -11,7 +11,7 @@ from jax import lax
 
 from cedarjax.core.types import Aggregator
 from cedarjax.robust.geometric_median import sq_distances_to, weiszfeld
-from cedarjax.robust.rule import from_gram
+from cedarjax.robust.gram import from_gram
 from cedarjax.robust.selection import mean_over, num_present
 
 

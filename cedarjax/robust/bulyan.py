@@ -6,16 +6,16 @@ Reference: El Mhamdi et al., `The hidden vulnerability of distributed learning i
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
-from jax.sharding import Mesh
 
+from cedarjax.core.axis import num_clients
 from cedarjax.core.dtypes import accumulator
-from cedarjax.core.trees import num_clients
 from cedarjax.core.types import Aggregator, PyTree
+from cedarjax.robust.columns import by_columns
+from cedarjax.robust.gram import read_gram
 from cedarjax.robust.krum import krum_scores
 from cedarjax.robust.order import mean_of_nearest, median_of
-from cedarjax.robust.rule import RuleInfo, RuleState, by_columns, init_rule, next_state, read_gram
+from cedarjax.robust.rule import Round, RuleInfo, from_round
 from cedarjax.robust.selection import check_enough, check_num_byzantine, num_present
 
 
@@ -80,18 +80,9 @@ def bulyan(f: int) -> Aggregator:
     """
     check_num_byzantine(f)
 
-    def update(
-        updates: PyTree,
-        state: RuleState,
-        params: PyTree | None = None,
-        *,
-        weights: PyTree | None = None,
-        mesh: Mesh | None = None,
-        **extra_args: PyTree,
-    ) -> tuple[PyTree, RuleState]:
-        del params, extra_args
-        check_enough(f, num_clients(updates), 4 * f + 3, "4 * f + 3 <= num_clients")
-        presence, gram, rows, layered = read_gram(updates, weights, mesh)
+    def answer(told: Round) -> tuple[PyTree, RuleInfo]:
+        check_enough(f, num_clients(told.updates), 4 * f + 3, "4 * f + 3 <= num_clients")
+        presence, gram, rows, layered = read_gram(told.updates, told.weights, told.mesh)
         kept = jnp.where(presence.present, presence.clients, 0)
         enough = num_present(kept) >= 4 * f + 3
         selected = bulyan_selection(gram, kept, f) | (presence.present & ~enough)
@@ -103,8 +94,7 @@ def bulyan(f: int) -> Aggregator:
             return jnp.where(few, centre, mean_of_nearest(block, there, centre, jnp.maximum(theta - 2 * f, 1)))
 
         of_selected = jax.tree.map(lambda w: jnp.where(selected, w, 0), presence.weights)
-        out = by_columns(second_stage, rows, of_selected, layered=layered, mesh=mesh)
-        info = RuleInfo(None, presence.nonfinite, enough, selected)
-        return out, next_state(state, info)
+        out = by_columns(second_stage, rows, of_selected, layered=layered, mesh=told.mesh)
+        return out, RuleInfo(None, presence.nonfinite, enough, selected)
 
-    return optax.GradientTransformationExtraArgs(init_rule, update)
+    return from_round(answer)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cedarjax.core.types import Aggregator
-from cedarjax.robust.rule import from_gram
+from cedarjax.robust.gram import from_gram
 from cedarjax.robust.selection import check_num_byzantine, mean_over, num_present
 from cedarjax.robust.spectral import about, top_eigenpair
 

@@ -12,14 +12,15 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
+from cedarjax.core.axis import by_layer, claimed_weights, per_leaf
 from cedarjax.core.inner import centered_gram
 from cedarjax.core.lowrank import dense
 from cedarjax.core.mixture import Mixture
-from cedarjax.core.trees import sq_norms, tree_structure, weighted_sum
+from cedarjax.core.trees import sq_norms, weighted_sum
 from cedarjax.core.types import Aggregator, PyTree
 from cedarjax.robust.clip import clip_factors
 from cedarjax.robust.layers import layered_sq_norms, renormalised
-from cedarjax.robust.presence import Presence, by_layer, claimed_weights, finite_lengths, read_presence
+from cedarjax.robust.presence import Presence, finite_lengths, read_presence
 from cedarjax.robust.rule import RuleInfo
 from cedarjax.robust.selection import mean_over, num_present
 
@@ -145,24 +146,20 @@ def _together(
 ) -> tuple[Presence, jax.Array, PyTree]:
     """Who is there, coefficients of the clients, and where the steps end, one coefficient a client for all layers."""
     claimed = claimed_weights(updates, weights)
-    structure = tree_structure(updates)
     if num_iters == 1 and not isinstance(updates, Mixture):
         squares = sq_norms(_apart(updates, center))
-        nonfinite = (claimed > 0) & ~finite_lengths(updates, squares)
-        kept = jnp.where((claimed > 0) & ~nonfinite, claimed, jnp.zeros_like(claimed)).astype(squares.dtype)
-        presence = Presence(jax.tree.unflatten(structure, [kept] * structure.num_leaves), kept > 0, nonfinite)
-        factors = clip_factors(jnp.where(kept > 0, squares, 0), float(radius) ** 2)
-        coefficients = mean_over(kept > 0, kept) * factors
+        presence = Presence.of(updates, claimed, (claimed > 0) & ~finite_lengths(updates, squares))
+        factors = clip_factors(jnp.where(presence.present, squares, 0), float(radius) ** 2)
+        coefficients = mean_over(presence.present, presence.clients.astype(squares.dtype)) * factors
     else:
         presence = read_presence(updates, claimed, squared=True)
         there = presence.present
         if not isinstance(updates, Mixture):
-            updates = Mixture.of(jnp.diag(there.astype(jnp.float32)), updates, means=True)
+            updates = Mixture.kept(updates, there.astype(jnp.float32))
         gram = centered_gram(updates.beside(center), jnp.concatenate([there, jnp.ones(1, bool)]), mesh=mesh)
         kept = jnp.where(there, presence.clients, 0).astype(gram.dtype)
         coefficients = clipped_steps(gram, kept, radius, num_iters)[:-1]
-    by_leaf = jax.tree.unflatten(structure, [coefficients] * structure.num_leaves)
-    return presence, coefficients, _moved(center, by_leaf, updates, mesh)
+    return presence, coefficients, _moved(center, per_leaf(coefficients, updates), updates, mesh)
 
 
 def _apart(updates: PyTree, center: PyTree) -> PyTree:

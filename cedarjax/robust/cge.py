@@ -5,14 +5,12 @@ and Norm-Based Comparative Gradient Elimination (CGE) <https://arxiv.org/abs/200
 """
 
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
-from cedarjax.core.trees import num_clients
+from cedarjax.core.axis import num_clients
 from cedarjax.core.types import Aggregator, PyTree
-from cedarjax.robust.fallback import combine_or_median
+from cedarjax.robust.columns import combine_or_median
 from cedarjax.robust.norms import read_norms
-from cedarjax.robust.rule import RuleState, init_rule
+from cedarjax.robust.rule import Round, RuleInfo, from_round
 from cedarjax.robust.selection import check_enough, check_num_byzantine, lowest, mean_over
 
 
@@ -46,21 +44,12 @@ def cge(f: int) -> Aggregator:
     """
     check_num_byzantine(f)
 
-    def update(
-        updates: PyTree,
-        state: RuleState,
-        params: PyTree | None = None,
-        *,
-        weights: PyTree | None = None,
-        mesh: Mesh | None = None,
-        **extra_args: PyTree,
-    ) -> tuple[PyTree, RuleState]:
-        del params, extra_args
-        check_enough(f, num_clients(updates), 2 * f + 1, "2 * f < num_clients")
-        presence, squares, rows, layered = read_norms(updates, weights, mesh)
+    def answer(told: Round) -> tuple[PyTree, RuleInfo]:
+        check_enough(f, num_clients(told.updates), 2 * f + 1, "2 * f < num_clients")
+        presence, squares, rows, layered = read_norms(told.updates, told.weights, told.mesh)
         n = presence.present.sum(dtype=jnp.int32)
         chosen = lowest(jnp.where(presence.present, squares, jnp.inf), n - f)
         coefficients = mean_over(chosen & presence.present, presence.clients.astype(squares.dtype))
-        return combine_or_median(rows, state, presence, coefficients, n >= 2 * f + 1, layered=layered, mesh=mesh)
+        return combine_or_median(rows, presence, coefficients, n >= 2 * f + 1, layered=layered, mesh=told.mesh)
 
-    return optax.GradientTransformationExtraArgs(init_rule, update)
+    return from_round(answer)

@@ -7,15 +7,14 @@ fraction `c = 1` of their experiments: `f` clients go in each iteration.
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
-from jax.sharding import Mesh
 
-from cedarjax.core.trees import num_clients
+from cedarjax.core.axis import by_layer, num_clients
 from cedarjax.core.types import Aggregator, PyTree
-from cedarjax.robust.fallback import combine_or_median
-from cedarjax.robust.presence import by_layer, read_presence
-from cedarjax.robust.rule import RuleState, from_gram, init_rule
+from cedarjax.robust.columns import combine_or_median
+from cedarjax.robust.gram import from_gram
+from cedarjax.robust.presence import read_presence
+from cedarjax.robust.rule import Round, RuleInfo, from_round
 from cedarjax.robust.sampling import common_gram, distinct_indices, leaf_sizes, sampled_columns, uploaded_columns
 from cedarjax.robust.selection import check_enough, check_num_byzantine, lowest, mean_over
 from cedarjax.robust.spectral import about, top_eigenpair
@@ -95,32 +94,24 @@ def dnc(f: int, num_iters: int = 1, subsample: int | None = None) -> Aggregator:
 
     whole = from_gram(rule, min_clients=needed, condition=condition, f=f)
 
-    def update(
-        updates: PyTree,
-        state: RuleState,
-        params: PyTree | None = None,
-        *,
-        weights: PyTree | None = None,
-        key: jax.Array | None = None,
-        mesh: Mesh | None = None,
-        **extra_args: PyTree,
-    ) -> tuple[PyTree, RuleState]:
-        count = num_clients(updates)
-        num_params = sum(leaf_sizes(updates))
+    def answer(told: Round) -> tuple[PyTree, RuleInfo]:
+        num_params = sum(leaf_sizes(told.updates))
         if subsample is None or subsample >= num_params:
-            return whole.update(updates, state, params, weights=weights, mesh=mesh, **extra_args)
-        if key is None:
+            out, state = whole.update(told.updates, whole.init(None), weights=told.weights, mesh=told.mesh)
+            return out, state.info
+        if told.key is None:
             raise ValueError(f"key must be given to draw subsample = {subsample} of {num_params} parameters, got None.")
-        check_enough(f, count, needed, condition)
-        presence = read_presence(updates, weights, squared=True)
+        check_enough(f, num_clients(told.updates), needed, condition)
+        layered = by_layer(told.updates, told.weights)
+        presence = read_presence(told.updates, told.weights, squared=True)
         good = presence.present
         for i in range(num_iters):
-            indices = distinct_indices(jax.random.fold_in(key, i), subsample, num_params)
-            gram = common_gram(sampled_columns(updates, indices), uploaded_columns(updates, presence.weights, indices))
+            indices = distinct_indices(jax.random.fold_in(told.key, i), subsample, num_params)
+            uploaded = uploaded_columns(told.updates, presence.weights, indices)
+            gram = common_gram(sampled_columns(told.updates, indices), uploaded)
             good = good & choice(gram, presence.present)
         coefficients = mean_over(good, presence.clients.astype(gram.dtype))
         defined = good.any() & (presence.present.sum(dtype=jnp.int32) >= needed)
-        layered = by_layer(updates, weights)
-        return combine_or_median(updates, state, presence, coefficients, defined, layered=layered, mesh=mesh)
+        return combine_or_median(told.updates, presence, coefficients, defined, layered=layered, mesh=told.mesh)
 
-    return optax.GradientTransformationExtraArgs(init_rule, update)
+    return from_round(answer)

@@ -9,17 +9,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
 from cedarjax.core.dtypes import accumulator
-from cedarjax.core.lowrank import dense
-from cedarjax.core.mixture import Mixture
-from cedarjax.core.trees import inner_with, sq_norms
+from cedarjax.core.trees import inner_with
 from cedarjax.core.types import Aggregator, Params, PyTree
-from cedarjax.robust.layers import layered_sq_norms
-from cedarjax.robust.presence import by_layer, finite_lengths, read_presence
-from cedarjax.robust.rule import RuleInfo, RuleState, combine, init_rule, next_state
+from cedarjax.robust.norms import read_norms
+from cedarjax.robust.rule import Round, RuleInfo, combine, from_round
 from cedarjax.robust.selection import num_present
 
 
@@ -75,47 +70,32 @@ def fltrust(server_update: Params | Callable[[Params], Params]) -> Aggregator:
       {'a': Array([1., 0.], dtype=float32)} [0.25 0.   0.  ]
     """
 
-    def update(
-        updates: PyTree,
-        state: RuleState,
-        params: PyTree | None = None,
-        *,
-        weights: PyTree | None = None,
-        mesh: Mesh | None = None,
-        **extra_args: PyTree,
-    ) -> tuple[PyTree, RuleState]:
-        del extra_args
+    def answer(told: Round) -> tuple[PyTree, RuleInfo]:
         own = server_update
         if callable(own):
-            if params is None:
+            if told.params is None:
                 raise ValueError("params must be given for a server_update that is a function; got None.")
-            own = own(params)
-        layered = by_layer(updates, weights)
-        presence = read_presence(updates, weights)
+            own = own(told.params)
+        presence, squares, updates, layered = read_norms(told.updates, told.weights, told.mesh)
         if layered:
-            updates = dense(updates)
             pairs = zip(*map(jax.tree.leaves, (updates, own, presence.weights)), strict=True)
             products = functools.reduce(jnp.add, [jnp.where(w > 0, inner_with(x, g), 0) for x, g, w in pairs])
             sent = [(w > 0).astype(products.dtype) for w in jax.tree.leaves(presence.weights)]
             lengths = [jnp.square(g.astype(accumulator(g))).sum() for g in jax.tree.leaves(own)]
             own_square = sum(u * s for u, s in zip(sent, lengths, strict=True))
             sizes = [g.size for g in jax.tree.leaves(own)]
-            scale = sum(u * size for u, size in zip(sent, sizes, strict=True)) / sum(sizes)
-            squares = layered_sq_norms(updates, presence.weights) * scale
+            squares = squares * (sum(u * size for u, size in zip(sent, sizes, strict=True)) / sum(sizes))
         else:
             products = inner_with(updates, own)
-            squares = sq_norms(updates, mesh=mesh) if isinstance(updates, Mixture) else sq_norms(updates)
             own_square = sum(jnp.square(g.astype(accumulator(g))).sum() for g in jax.tree.leaves(own))
             own_square = jnp.broadcast_to(own_square, squares.shape)
         own_square = own_square.astype(squares.dtype)
-        usable = presence.present & finite_lengths(updates, squares)
-        kept = jnp.where(usable, presence.clients, 0).astype(squares.dtype)
-        squares = jnp.where(usable, squares, 0)
-        trust = kept * trust_scores(jnp.where(usable, products, 0), squares, own_square)
+        kept = jnp.where(presence.present, presence.clients, 0).astype(squares.dtype)
+        trust = kept * trust_scores(jnp.where(presence.present, products, 0), squares, own_square)
         total = trust.sum()
         rescaled = jnp.sqrt(own_square / jnp.where(squares > 0, squares, 1))
         coefficients = jnp.where(total > 0, trust / jnp.where(total > 0, total, 1) * rescaled, 0)
         info = RuleInfo(coefficients, presence.nonfinite, (num_present(kept) > 0) & (total > 0))
-        return combine(updates, presence, coefficients, layered=layered, mesh=mesh), next_state(state, info)
+        return combine(updates, presence, coefficients, layered=layered, mesh=told.mesh), info
 
-    return optax.GradientTransformationExtraArgs(init_rule, update)
+    return from_round(answer)

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from cedarjax.core.axis import by_layer
+from cedarjax.core.axis import num_clients as _count
 from cedarjax.core.dtypes import accumulator
 from cedarjax.core.lowrank import dense
 from cedarjax.core.trees import gram
-from cedarjax.core.trees import num_clients as _count
 from cedarjax.core.types import Aggregator, PyTree
-from cedarjax.robust.presence import by_layer, read_presence
+from cedarjax.robust.presence import read_presence
 from cedarjax.robust.rule import RuleInfo, combine
 from cedarjax.robust.selection import mean_over
 

@@ -11,13 +11,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
-from jax.sharding import Mesh
 
 from cedarjax.core.types import Aggregator, PyTree
+from cedarjax.robust.gram import from_gram
 from cedarjax.robust.norms import gram_and_norms
-from cedarjax.robust.rule import RuleInfo, RuleState, combine, from_gram, init_rule, next_state
+from cedarjax.robust.rule import Round, RuleInfo, combine, from_round
 from cedarjax.robust.selection import mean_over
 
 _HIGHEST = lax.Precision.HIGHEST
@@ -137,21 +136,12 @@ def geometric_median(
     def from_mean(gram: jax.Array, weights: jax.Array) -> jax.Array:
         return weiszfeld(gram, weights, mean_over(weights > 0, weights), smoothing, num_iters)
 
-    def update(
-        updates: PyTree,
-        state: RuleState,
-        params: PyTree | None = None,
-        *,
-        weights: PyTree | None = None,
-        mesh: Mesh | None = None,
-        **extra_args: PyTree,
-    ) -> tuple[PyTree, RuleState]:
-        del params, extra_args
-        presence, gram, sq_norms, rows, layered = gram_and_norms(updates, weights, mesh)
+    def from_zero(told: Round) -> tuple[PyTree, RuleInfo]:
+        presence, gram, sq_norms, rows, layered = gram_and_norms(told.updates, told.weights, told.mesh)
         kept = jnp.where(presence.present, presence.clients, 0).astype(gram.dtype)
         first = inverse_distances(sq_norms.astype(gram.dtype), kept, smoothing)
         coefficients = weiszfeld(gram, kept, first, smoothing, num_iters - 1)
         info = RuleInfo(coefficients, presence.nonfinite, presence.present.any())
-        return combine(rows, presence, coefficients, layered=layered, mesh=mesh), next_state(state, info)
+        return combine(rows, presence, coefficients, layered=layered, mesh=told.mesh), info
 
-    return from_gram(from_mean) if start == "mean" else optax.GradientTransformationExtraArgs(init_rule, update)
+    return from_gram(from_mean) if start == "mean" else from_round(from_zero)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cedarjax.core.types import Aggregator
-from cedarjax.robust.rule import from_gram
+from cedarjax.robust.gram import from_gram
 from cedarjax.robust.selection import check_num_byzantine, distances_of, lowest, mean_over, num_present
 
 

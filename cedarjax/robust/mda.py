@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cedarjax.core.types import Aggregator
-from cedarjax.robust.rule import from_gram
+from cedarjax.robust.gram import from_gram
 from cedarjax.robust.selection import check_num_byzantine, distances_of, lowest, mean_over
 
 _MAX_SUBSETS = 200_000

@@ -6,8 +6,8 @@ median), and `Phocas: dimensional Byzantine-resilient stochastic gradient descen
 """
 
 from cedarjax.core.types import Aggregator
+from cedarjax.robust.columns import from_columns
 from cedarjax.robust.order import mean_around_median, mean_around_trimmed_mean
-from cedarjax.robust.rule import from_columns
 from cedarjax.robust.selection import check_num_byzantine
 
 

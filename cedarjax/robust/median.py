@@ -6,8 +6,8 @@ Reference: Yin et al., `Byzantine-Robust Distributed Learning: Towards Optimal S
 """
 
 from cedarjax.core.types import Aggregator
+from cedarjax.robust.columns import from_columns
 from cedarjax.robust.order import median_of
-from cedarjax.robust.rule import from_columns
 
 
 def median() -> Aggregator:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cedarjax.core.types import Aggregator
-from cedarjax.robust.fallback import from_partial
+from cedarjax.robust.gram import from_gram
 from cedarjax.robust.selection import check_num_byzantine, distances_of, lowest, mean_over, num_present
 from cedarjax.robust.ties import merge_ties
 
@@ -54,4 +54,4 @@ def monna(f: int, trusted: int) -> Aggregator:
         chosen = lowest(distances, num_present(weights) - f)
         return jnp.where(present[trusted], mean_over(chosen, weights), 0)
 
-    return from_partial(rule, min_clients=2 * f + 1, condition="2 * f < num_clients", f=f)
+    return from_gram(rule, min_clients=2 * f + 1, condition="2 * f < num_clients", f=f, partial=True)

@@ -4,14 +4,12 @@ Reference: Sun et al., `Can You Really Backdoor Federated Learning? <https://arx
 """
 
 import jax
-import optax
-from jax.sharding import Mesh
 
 from cedarjax.core.trees import weighted_sum
 from cedarjax.core.types import Aggregator, PyTree
 from cedarjax.robust.clip import clip_factors
 from cedarjax.robust.norms import read_norms
-from cedarjax.robust.rule import RuleInfo, RuleState, init_rule, next_state
+from cedarjax.robust.rule import Round, RuleInfo, from_round
 from cedarjax.robust.selection import mean_over
 
 
@@ -44,24 +42,14 @@ def norm_clip(max_norm: float) -> Aggregator:
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, got {max_norm}.")
 
-    def update(
-        updates: PyTree,
-        state: RuleState,
-        params: PyTree | None = None,
-        *,
-        weights: PyTree | None = None,
-        mesh: Mesh | None = None,
-        **extra_args: PyTree,
-    ) -> tuple[PyTree, RuleState]:
-        del params, extra_args
-        presence, squares, rows, _ = read_norms(updates, weights, mesh)
+    def answer(told: Round) -> tuple[PyTree, RuleInfo]:
+        presence, squares, rows, _ = read_norms(told.updates, told.weights, told.mesh)
         factors = clip_factors(squares, float(max_norm) ** 2)
 
         def clipped(w: jax.Array) -> jax.Array:
             return mean_over(presence.present, w.astype(factors.dtype)) * factors
 
-        out = weighted_sum(jax.tree.map(clipped, presence.weights), rows, mesh=mesh)
-        info = RuleInfo(clipped(presence.clients), presence.nonfinite, presence.present.any())
-        return out, next_state(state, info)
+        out = weighted_sum(jax.tree.map(clipped, presence.weights), rows, mesh=told.mesh)
+        return out, RuleInfo(clipped(presence.clients), presence.nonfinite, presence.present.any())
 
-    return optax.GradientTransformationExtraArgs(init_rule, update)
+    return from_round(answer)

@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from cedarjax.core.axis import by_layer, claimed_weights
 from cedarjax.core.inner import products, with_inner
 from cedarjax.core.lowrank import dense
 from cedarjax.core.mixture import Mixture
-from cedarjax.core.trees import sq_norms, tree_structure
+from cedarjax.core.trees import sq_norms
 from cedarjax.core.types import PyTree
+from cedarjax.robust.gram import read_gram
 from cedarjax.robust.layers import layered_sq_norms
-from cedarjax.robust.presence import Presence, by_layer, claimed_weights, finite_lengths, read_presence
-from cedarjax.robust.rule import read_gram
+from cedarjax.robust.presence import Presence, finite_lengths, read_presence
 
 
 def sq_norms_of(rows: Mixture) -> jax.Array:
@@ -89,9 +90,5 @@ def read_norms(
         squares = sq_norms_of(updates)
     else:
         squares = sq_norms(updates)
-    nonfinite = (claimed > 0) & ~finite_lengths(updates, squares)
-    present = (claimed > 0) & ~nonfinite
-    structure = tree_structure(updates)
-    shared = [jnp.where(present, claimed, jnp.zeros_like(claimed))] * structure.num_leaves
-    presence = Presence(jax.tree.unflatten(structure, shared), present, nonfinite)
-    return presence, jnp.where(present, squares, 0), updates, False
+    presence = Presence.of(updates, claimed, (claimed > 0) & ~finite_lengths(updates, squares))
+    return presence, jnp.where(presence.present, squares, 0), updates, False

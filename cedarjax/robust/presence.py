@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cedarjax.core.axis import by_layer, claimed_weights, per_leaf
 from cedarjax.core.lowrank import is_low_rank
 from cedarjax.core.mixture import Mixture
-from cedarjax.core.trees import finite_rows, num_clients, sq_norms, tree_structure
+from cedarjax.core.trees import finite_rows, sq_norms
 from cedarjax.core.types import PyTree
 from cedarjax.robust.layers import layered_sq_norms
 
@@ -24,62 +25,26 @@ class Presence(NamedTuple):
     nonfinite: jax.Array
     """`[C]` bool, clients that uploaded a number that is not finite."""
 
+    @classmethod
+    def of(cls, updates: PyTree, weights: jax.Array, nonfinite: jax.Array) -> "Presence":
+        """The clients when nobody left a layer out.
+
+        Args:
+          updates: tree with leaves `[C, ...]`, or a `Mixture`.
+          weights: `[C]`, 0 = absent.
+          nonfinite: `[C]` bool.
+
+        Returns:
+          A `Presence`.
+        """
+        present = (weights > 0) & ~nonfinite
+        return cls(per_leaf(jnp.where(present, weights, jnp.zeros_like(weights)), updates), present, nonfinite)
+
     @property
     def clients(self) -> jax.Array:
         """`[C]` weight of each client: the largest among its layers, 0 for an absent one."""
         leaves = jax.tree.leaves(self.weights)
         return leaves[0] if all(x is leaves[0] for x in leaves) else jnp.stack(leaves).max(axis=0)
-
-
-def by_layer(updates: PyTree, weights: PyTree | None) -> bool:
-    """Whether weights are given for each layer, and not one for each client.
-
-    Args:
-      updates: tree with leaves `[C, ...]`, or a `Mixture`.
-      weights: `None`, `[C]`, or a tree of `[C]` leaves shaped like `updates`.
-
-    Returns:
-      A Python bool.
-
-    Raises:
-      ValueError: if they are neither.
-    """
-    if weights is None:
-        return False
-    structure = tree_structure(updates)
-    if jax.tree.structure(weights) == structure and not jax.tree_util.treedef_is_leaf(structure):
-        return True
-    if jax.tree.structure(weights) != jax.tree.structure(0):
-        raise ValueError(
-            f"weights must be one [C] vector or a tree of [C] vectors shaped like the updates, got the structure "
-            f"{jax.tree.structure(weights)} for updates of the structure {structure}."
-        )
-    return False
-
-
-def claimed_weights(updates: PyTree, weights: PyTree | None) -> PyTree:
-    """The weights as they are given, checked against the updates.
-
-    Args:
-      updates: tree with leaves `[C, ...]`, or a `Mixture`.
-      weights: `None` for equal weights, `[C]`, or a tree of `[C]` leaves shaped like `updates`; 0 = absent.
-
-    Returns:
-      `[C]`, or a tree of `[C]` leaves.
-
-    Raises:
-      ValueError: if the client axes or the structures disagree.
-    """
-    count = num_clients(updates)
-    by_layer(updates, weights)
-    if weights is None:
-        return jnp.ones(count, jnp.float32)
-    for leaf in jax.tree.leaves(weights):
-        if jnp.shape(leaf) != (count,):
-            raise ValueError(
-                f"weights must be [C] with C = {count}, the client axis of updates, got the shape {jnp.shape(leaf)}."
-            )
-    return weights
 
 
 def read_presence(updates: PyTree, weights: PyTree | None, *, squared: bool = False) -> Presence:
@@ -104,24 +69,19 @@ def read_presence(updates: PyTree, weights: PyTree | None, *, squared: bool = Fa
     """
     layered = by_layer(updates, weights)
     weights = claimed_weights(updates, weights)
-    if squared:
-        sent = jnp.stack([leaf > 0 for leaf in jax.tree.leaves(weights)]).any(axis=0)
-        bad = sent & ~finite_lengths(updates, layered_sq_norms(updates, weights) if layered else None)
-    elif layered:
-        uploaded = [leaf > 0 for leaf in jax.tree.leaves(weights)]
-        tree = updates.parts[0] if isinstance(updates, Mixture) else updates
-        leaves = jax.tree.leaves(tree, is_leaf=is_low_rank)
-        every = finite_rows(updates) if isinstance(updates, Mixture) else None
-        finite = [finite_rows(leaf) if every is None else every for leaf in leaves]
-        sent = jnp.stack(uploaded).any(axis=0)
-        bad = jnp.stack([u & ~f for u, f in zip(uploaded, finite, strict=True)]).any(axis=0)
-    else:
-        sent = weights > 0
-        bad = sent & ~finite_rows(updates)
-    kept = jax.tree.map(lambda w: jnp.where(bad | ~(w > 0), jnp.zeros_like(w), w), weights)
     if not layered:
-        structure = tree_structure(updates)
-        kept = jax.tree.unflatten(structure, [kept] * structure.num_leaves)
+        finite = finite_lengths(updates) if squared else finite_rows(updates)
+        return Presence.of(updates, weights, (weights > 0) & ~finite)
+    uploaded = [leaf > 0 for leaf in jax.tree.leaves(weights)]
+    sent = jnp.stack(uploaded).any(axis=0)
+    if isinstance(updates, Mixture):
+        bad = jnp.zeros(sent.shape, bool)
+    elif squared:
+        bad = sent & ~finite_lengths(updates, layered_sq_norms(updates, weights))
+    else:
+        leaves = jax.tree.leaves(updates, is_leaf=is_low_rank)
+        bad = jnp.stack([u & ~finite_rows(x) for u, x in zip(uploaded, leaves, strict=True)]).any(axis=0)
+    kept = jax.tree.map(lambda w: jnp.where(bad | ~(w > 0), jnp.zeros_like(w), w), weights)
     return Presence(kept, sent & ~bad, bad)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from cedarjax.core.dtypes import accumulator
 from cedarjax.core.types import Aggregator
-from cedarjax.robust.rule import from_columns
+from cedarjax.robust.columns import from_columns
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 

@@ -7,8 +7,8 @@ lose the honest numbers beside a huge one.
 """
 
 from cedarjax.core.types import Aggregator
+from cedarjax.robust.columns import from_columns
 from cedarjax.robust.order import trimmed_mean_of
-from cedarjax.robust.rule import from_columns
 from cedarjax.robust.selection import check_num_byzantine
 
 

@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from cedarjax.core.axis import by_layer, claimed_weights, num_clients, tree_structure
 from cedarjax.core.lowrank import dense
 from cedarjax.core.mixture import Mixture
 from cedarjax.core.told import take_info
-from cedarjax.core.trees import num_clients, tree_structure
 from cedarjax.core.types import Aggregator, PyTree
+from cedarjax.robust.gram import seen
 from cedarjax.robust.layers import layered_gram, layered_sq_norms, renormalised
 from cedarjax.robust.norms import read_norms
-from cedarjax.robust.presence import Presence, by_layer, claimed_weights, read_presence
-from cedarjax.robust.rule import RuleInfo, seen
+from cedarjax.robust.presence import Presence, read_presence
+from cedarjax.robust.rule import RuleInfo
 
 
 class WrapState(NamedTuple):

@@ -6,16 +6,15 @@ Reference: Xie et al., `Zeno: Distributed Stochastic Gradient Descent with Suspi
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
+from cedarjax.core.axis import by_layer, num_clients
 from cedarjax.core.cohort import MapFn, cohort_map
 from cedarjax.core.lowrank import dense
-from cedarjax.core.trees import num_clients, sq_norms
+from cedarjax.core.trees import sq_norms
 from cedarjax.core.types import Aggregator, LossFn, PyTree
 from cedarjax.robust.layers import layered_sq_norms
-from cedarjax.robust.presence import by_layer, read_presence
-from cedarjax.robust.rule import RuleInfo, RuleState, combine, init_rule, next_state
+from cedarjax.robust.presence import read_presence
+from cedarjax.robust.rule import Round, RuleInfo, combine, from_round
 from cedarjax.robust.selection import check_enough, check_num_byzantine, lowest, mean_over, num_present
 
 
@@ -69,35 +68,24 @@ def zeno(
         raise ValueError(f"penalty must be at least 0, got {penalty}.")
     map_fn = cohort_map() if map_fn is None else map_fn
 
-    def update(
-        updates: PyTree,
-        state: RuleState,
-        params: PyTree | None = None,
-        *,
-        weights: PyTree | None = None,
-        key: jax.Array | None = None,
-        mesh: Mesh | None = None,
-        **extra_args: PyTree,
-    ) -> tuple[PyTree, RuleState]:
-        del extra_args
-        if params is None:
+    def answer(told: Round) -> tuple[PyTree, RuleInfo]:
+        if told.params is None:
             raise ValueError("params must be given to score the clients' updates; got None.")
-        count = num_clients(updates)
-        check_enough(f, count, f + 1, "f < num_clients")
-        layered = by_layer(updates, weights)
-        presence = read_presence(updates, weights)
-        updates = dense(updates)
-        key = jax.random.key(0) if key is None else key
+        check_enough(f, num_clients(told.updates), f + 1, "f < num_clients")
+        layered = by_layer(told.updates, told.weights)
+        presence = read_presence(told.updates, told.weights)
+        updates = dense(told.updates)
+        key = jax.random.key(0) if told.key is None else told.key
 
         def drop(shared: PyTree, delta: PyTree, sent: PyTree) -> jax.Array:
             """How much one client's update lowers the loss."""
 
             def moved(p: jax.Array, d: jax.Array, u: jax.Array) -> jax.Array:
-                return p - jnp.where(u, learning_rate * d, jnp.zeros_like(d)).astype(p.dtype)
+                return p - jnp.where(u, learning_rate * d, jnp.zeros_like(d)).astype(p.dtype).reshape(p.shape)
 
             return loss_fn(shared, batch, key) - loss_fn(jax.tree.map(moved, shared, delta, sent), batch, key)
 
-        drops = map_fn(drop, params, updates, jax.tree.map(lambda w: w > 0, presence.weights))
+        drops = map_fn(drop, told.params, updates, jax.tree.map(lambda w: w > 0, presence.weights))
         squares = layered_sq_norms(updates, presence.weights) if layered else sq_norms(updates)
         scores = drops.astype(squares.dtype) - penalty * squares
         scores = jnp.where(presence.present & jnp.isfinite(scores), scores, -jnp.inf)
@@ -105,6 +93,6 @@ def zeno(
         n = num_present(kept)
         coefficients = mean_over(lowest(-scores, jnp.maximum(n - f, 1)) & jnp.isfinite(scores), kept)
         info = RuleInfo(coefficients, presence.nonfinite, n > f)
-        return combine(updates, presence, coefficients, layered=layered, mesh=mesh), next_state(state, info)
+        return combine(updates, presence, coefficients, layered=layered, mesh=told.mesh), info
 
-    return optax.GradientTransformationExtraArgs(init_rule, update)
+    return from_round(answer)

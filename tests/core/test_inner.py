@@ -60,7 +60,7 @@ def test_a_common_offset_costs_no_digits(offset):
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize("num_attackers", [1, 3, 4])
 def test_attackers_far_out_cost_the_others_no_digits(num_attackers, offset):
-    """They draw the mean away; the bulk is found and is the centre."""
+    """They draw the mean away; a client of the bulk is found and is the centre."""
     updates = make_updates(offset=offset)
     attackers = np.isin(np.arange(NUM_CLIENTS), [2, 5, 6, 9][:num_attackers])
     for k, x in updates.items():

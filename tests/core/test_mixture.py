@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from cedarjax.core import LowRank, dense, gram, num_clients, sq_norms, weighted_sum
+from cedarjax.core.axis import tree_structure
 from cedarjax.core.columns import map_columns
 from cedarjax.core.inner import centered_gram, with_inner
 from cedarjax.core.mixture import Mixture
-from cedarjax.core.trees import finite_rows, inner_with, tree_structure
+from cedarjax.core.trees import finite_rows, inner_with
 
 NUM_CLIENTS, NUM_ROWS = 6, 4
 

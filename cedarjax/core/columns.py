@@ -51,6 +51,27 @@ def block_width(num_rows: int, mesh: Mesh | None = None, factor: int = 1) -> int
     return 1 << max(6, most.bit_length() - 1)
 
 
+def even_width(length: int, width: int) -> int:
+    """Columns in a block if all blocks are to be about equally wide, so that the last one repeats few columns.
+
+    Args:
+      length: columns in all.
+      width: the most columns in a block, a power of two from `block_width`.
+
+    Returns:
+      `B`, a multiple of 16 unless it is `length`.
+
+    Example:
+      >>> even_width(100_000, 8192), even_width(100, 64), even_width(10, 64)
+      (7696, 64, 10)
+    """
+    if length <= width:
+        return length
+    num_blocks = -(-length // width)
+    even = -(-length // num_blocks)
+    return -(-even // 16) * 16
+
+
 def _grouped(updates: PyTree, width: int) -> list[tuple[list[int], Callable[[list], jax.Array]]]:
     """Leaves that are walked together, as indices and how they become `[C, K]`: small ones share a walk."""
     leaves = jax.tree.leaves(updates, is_leaf=is_low_rank)

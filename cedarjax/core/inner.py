@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
-from cedarjax.core.columns import block_width
+from cedarjax.core.columns import block_width, even_width
 from cedarjax.core.dtypes import accumulator
 from cedarjax.core.lowrank import reduce
 from cedarjax.core.lowrank.node import LowRank, is_low_rank, keep
@@ -51,12 +51,12 @@ def with_inner(updates: PyTree | Mixture, present: jax.Array, *, mesh: Mesh | No
         return updates
     read = jnp.concatenate(updates.read())
     middle = jnp.argmax(jnp.cumsum(read, dtype=jnp.int32) > read.sum(dtype=jnp.int32) // 2)
-    first = _inner(updates.parts, read, _alone(middle, read), mesh)
+    first = _inner(updates.parts, read, middle, mesh)
 
     def again(state: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
         row, inner = state
         off, central = _central(inner, read, row)
-        inner = lax.cond(off, lambda: _inner(updates.parts, read, _alone(central, read), mesh), lambda: inner)
+        inner = lax.cond(off, lambda: _inner(updates.parts, read, central, mesh), lambda: inner)
         return (jnp.where(off, central, row), inner), None
 
     # Seen from very far out, a row that lies far out looks like the others: hence twice.
@@ -104,11 +104,6 @@ def products(places: jax.Array, inner: jax.Array) -> jax.Array:
     return jnp.matmul(jnp.matmul(places, inner, precision=_HIGHEST), places.T, precision=_HIGHEST)
 
 
-def _alone(row: jax.Array, read: jax.Array) -> jax.Array:
-    """`[C]` coefficients of one row, in float32; zeros if nothing is read."""
-    return (read & (jnp.arange(read.size, dtype=jnp.int32) == row.astype(jnp.int32))).astype(jnp.float32)
-
-
 def _central(inner: jax.Array, read: jax.Array, middle: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether a row lies far from most others, by the measure of the one nearest to most, and which that one is."""
     gram = inner[:-1, :-1]
@@ -122,7 +117,7 @@ def _central(inner: jax.Array, read: jax.Array, middle: jax.Array) -> tuple[jax.
 
 
 def _inner(parts: tuple[PyTree, ...], read: jax.Array, centre: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Inner products of the rows that are read about a centre, `centre @ rows`, and of the centre, leaf by leaf."""
+    """Inner products of the rows that are read about one of them, and of that one, leaf by leaf."""
     if divides(mesh, jax.tree.leaves(parts[0])[0].shape[0]):
         assert mesh is not None
 
@@ -150,17 +145,16 @@ def _inner(parts: tuple[PyTree, ...], read: jax.Array, centre: jax.Array, mesh: 
 def _of_columns(rows: list[jax.Array], read: jax.Array, centre: jax.Array) -> jax.Array:
     count, length = read.shape[0], rows[0].shape[1]
     dtype = accumulator(*rows)
-    width = min(length, block_width(count, factor=4))
+    width = even_width(length, block_width(count, factor=4))
 
     def about_centre(start: jax.Array | int, first: jax.Array | int) -> jax.Array:
         blocks = [lax.dynamic_slice_in_dim(x, start, width, axis=1).astype(dtype) for x in rows]
         block = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)
         # A block that reaches back counts its new columns only.
         counted = (start + jnp.arange(width, dtype=jnp.int32) >= first)[None, :]
-        block = jnp.where(read[:, None] & counted, block, 0)
-        middle = jnp.matmul(centre.astype(dtype)[None, :], block, precision=_HIGHEST)
-        block = jnp.where(read[:, None], block - middle, 0)
-        return jnp.concatenate([block, middle])
+        middle = lax.dynamic_slice_in_dim(block, centre, 1, axis=0)
+        middle = jnp.where(counted & read.any(), middle, 0)
+        return jnp.concatenate([jnp.where(counted & read[:, None], block - middle, 0), middle])
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
         first = index * width
@@ -183,8 +177,9 @@ def _of_low_rank(group: tuple, read: jax.Array, centre: jax.Array) -> jax.Array:
     x = keep(read, group[0])
     assert isinstance(x, LowRank)
     gram = reduce.products(x, accumulator(x))
-    centre = centre.astype(gram.dtype)
-    about = jnp.where(read[:, None], jnp.eye(read.size, dtype=gram.dtype) - centre[None, :], 0)
+    own = jnp.eye(read.size, dtype=gram.dtype)
+    centre = jnp.where(read.any(), lax.dynamic_index_in_dim(own, centre, keepdims=False), 0)
+    about = jnp.where(read[:, None], own - centre[None, :], 0)
     return products(jnp.concatenate([about, centre[None, :]]), gram)
 
 

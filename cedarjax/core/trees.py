@@ -169,7 +169,7 @@ def finite_rows(updates: PyTree) -> jax.Array:
     return jnp.stack([finite(x) for x in _leaves(updates)]).all(axis=0)
 
 
-def weighted_sum(coefficients: PyTree, updates: PyTree, *, mesh: Mesh | None = None) -> PyTree:
+def weighted_sum(coefficients: PyTree, updates: PyTree, *, mesh: Mesh | None = None, guarded: bool = True) -> PyTree:
     """Linear combination of the clients' updates, `sum_i coefficients_i * updates_i`.
 
     Rows of coefficient 0 are absent: they may hold NaN or Inf. The plain product is taken first and the rows are masked
@@ -180,6 +180,7 @@ def weighted_sum(coefficients: PyTree, updates: PyTree, *, mesh: Mesh | None = N
       coefficients: `[C]`, or a tree shaped like `updates` with `[C]` leaves.
       updates: tree with leaves `[C, ...]`.
       mesh: mesh over which the client axis lies. Then each device sums over its clients, and one all-reduce adds up.
+      guarded: whether to look; without, a NaN or Inf in an absent row makes a NaN, for callers that look themselves.
 
     Returns:
       Tree with leaves `[...]` in the dtype of `updates`.
@@ -202,9 +203,9 @@ def weighted_sum(coefficients: PyTree, updates: PyTree, *, mesh: Mesh | None = N
 
     if divides(mesh, count):
         assert mesh is not None
-        sums = all_reduced(_sums, mesh, by_leaf, updates)
+        sums = all_reduced(functools.partial(_sums, guarded=guarded), mesh, by_leaf, updates)
     else:
-        sums = _sums(by_leaf, updates)
+        sums = _sums(by_leaf, updates, guarded=guarded)
     return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, updates)
 
 
@@ -220,12 +221,14 @@ def _of_mixture(by_leaf: PyTree, rows: Mixture, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *sums)
 
 
-def _sums(coefficients: PyTree, updates: PyTree) -> PyTree:
+def _sums(coefficients: PyTree, updates: PyTree, *, guarded: bool) -> PyTree:
     """`weighted_sum` with coefficients for every leaf, in the accumulators' dtype."""
     pairs = list(zip(jax.tree.leaves(coefficients), _leaves(updates), strict=True))
     plain = [_combine(c, x) for c, x in pairs]
-    finite = jnp.stack([jnp.isfinite(x).all() for x in plain]).all()
-    sums = jax.lax.cond(finite, lambda: plain, lambda: [_combine_present(c, x) for c, x in pairs])
+    sums = plain
+    if guarded:
+        finite = jnp.stack([jnp.isfinite(x).all() for x in plain]).all()
+        sums = jax.lax.cond(finite, lambda: plain, lambda: [_combine_present(c, x) for c, x in pairs])
     return jax.tree.unflatten(jax.tree.structure(updates, is_leaf=is_low_rank), sums)
 
 
@@ -257,13 +260,14 @@ def _combine_present(c: jax.Array, x: jax.Array | LowRank) -> jax.Array:
     return jax.lax.fori_loop(0, num_blocks, add_block, jnp.zeros(length, accumulator(x))).reshape(x.shape[1:])
 
 
-def weighted_mean(updates: PyTree, weights: PyTree, *, mesh: Mesh | None = None) -> PyTree:
+def weighted_mean(updates: PyTree, weights: PyTree, *, mesh: Mesh | None = None, guarded: bool = True) -> PyTree:
     """Weighted mean over clients, leaf by leaf; 0 where a leaf's weights sum to 0.
 
     Args:
       updates: tree with leaves `[C, ...]`.
       weights: `[C]` at least 0, or a tree shaped like `updates` with `[C]` leaves; 0 means absent.
       mesh: as in `weighted_sum`.
+      guarded: as in `weighted_sum`.
 
     Returns:
       Tree with leaves `[...]` in the dtype of `updates`.
@@ -280,4 +284,4 @@ def weighted_mean(updates: PyTree, weights: PyTree, *, mesh: Mesh | None = None)
         total = w.sum()
         return w / jnp.where(total > 0, total, jnp.ones_like(total))
 
-    return weighted_sum(jax.tree.map(normalise, per_leaf(weights, updates)), updates, mesh=mesh)
+    return weighted_sum(jax.tree.map(normalise, per_leaf(weights, updates)), updates, mesh=mesh, guarded=guarded)

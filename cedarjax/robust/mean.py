@@ -70,7 +70,7 @@ def mean() -> Aggregator:
 
         if mesh is None:
             # The mean tells by itself whether the uploads are finite; only if it is not are the finite ones looked for.
-            plain = weighted_mean(rows, claimed_weights(rows, weights))
+            plain = weighted_mean(rows, claimed_weights(rows, weights), guarded=False)
             finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(plain)]).all()
             out, num_nonfinite = lax.cond(finite, lambda: (plain, jnp.zeros((), jnp.int32)), of_finite)
         else:  # where a second mean would be a second all-reduce

@@ -8,7 +8,9 @@ from cedarjax import local as local
 from cedarjax import meta as meta
 from cedarjax import metrics as metrics
 from cedarjax import nn as nn
+from cedarjax import personal as personal
 from cedarjax import robust as robust
+from cedarjax import server as server
 from cedarjax.core import Aggregator as Aggregator
 from cedarjax.core import ClientData as ClientData
 from cedarjax.core import Cohort as Cohort
@@ -68,8 +70,10 @@ __all__ = [
     "meta",
     "metrics",
     "nn",
+    "personal",
     "robust",
     "run_rounds",
+    "server",
     "sq_norms",
     "stream_blocks",
     "streamed_round",

@@ -51,6 +51,25 @@ def metric_name(setting: Setting) -> str:
     return "accuracy" if setting.task == "classification" else "r2"
 
 
+def query_counts(setting: Setting, params: Any, data: ClientData) -> Any:
+    """What the metrics are made of, on one client's query rows.
+
+    Args:
+      setting: the setting.
+      params: a model.
+      data: one client's.
+
+    Returns:
+      A `Confusion` or `Moments`.
+    """
+    outputs = setting.model.apply(params, data.examples["x"])
+    rows = jnp.arange(outputs.shape[0])
+    query = (rows >= data.num_support) & (rows < data.num_examples)
+    if setting.task == "classification":
+        return cj.metrics.confusion(outputs, data.examples["y"], query)
+    return cj.metrics.moments(outputs[:, 0], data.examples["y"], query)
+
+
 class Evaluator:
     """Adapts every client of a federation and scores it after each step.
 
@@ -64,15 +83,6 @@ class Evaluator:
         """Remembers the setting; nothing is compiled yet."""
         self.setting = setting
 
-    def _count(self, params: Any, data: ClientData) -> Any:
-        """Counts of one client's query rows."""
-        outputs = self.setting.model.apply(params, data.examples["x"])
-        rows = jnp.arange(outputs.shape[0])
-        query = (rows >= data.num_support) & (rows < data.num_examples)
-        if self.setting.task == "classification":
-            return cj.metrics.confusion(outputs, data.examples["y"], query)
-        return cj.metrics.moments(outputs[:, 0], data.examples["y"], query)
-
     @functools.cache  # noqa: B019 - one evaluator a program
     def _program(
         self, optimiser: str, num_steps: int, max_support: int, eval_steps: tuple[int, ...] | None
@@ -85,7 +95,7 @@ class Evaluator:
                 tx,
                 num_steps,
                 max_support=max_support,
-                eval_fn=self._count,
+                eval_fn=functools.partial(query_counts, self.setting),
                 eval_steps=eval_steps,
             )
             clients = cj.core.take_clients(dataset, jnp.arange(dataset.num_clients)).data

@@ -23,6 +23,13 @@ from cedarjax.core.dataset import pad_cohort as pad_cohort
 from cedarjax.core.dataset import sample_cohort as sample_cohort
 from cedarjax.core.dataset import take_clients as take_clients
 from cedarjax.core.dtypes import accumulator as accumulator
+from cedarjax.core.epochs import Epochs as Epochs
+from cedarjax.core.epochs import LocalInfo as LocalInfo
+from cedarjax.core.epochs import NumStepsFn as NumStepsFn
+from cedarjax.core.epochs import in_sequence as in_sequence
+from cedarjax.core.epochs import local_training as local_training
+from cedarjax.core.epochs import pull_towards as pull_towards
+from cedarjax.core.epochs import train_epochs as train_epochs
 from cedarjax.core.inner import centered_gram as centered_gram
 from cedarjax.core.inner import products as products
 from cedarjax.core.inner import with_inner as with_inner
@@ -32,12 +39,20 @@ from cedarjax.core.lowrank import dense as dense
 from cedarjax.core.lowrank import represented as represented
 from cedarjax.core.memory import MemoryEstimate as MemoryEstimate
 from cedarjax.core.memory import memory_estimate as memory_estimate
+from cedarjax.core.mixed import mixed_value_and_grad as mixed_value_and_grad
 from cedarjax.core.mixture import Mixture as Mixture
 from cedarjax.core.names import layer_bytes as layer_bytes
 from cedarjax.core.names import layer_leaves as layer_leaves
 from cedarjax.core.names import layer_mask as layer_mask
 from cedarjax.core.names import layer_names as layer_names
 from cedarjax.core.names import leaf_names as leaf_names
+from cedarjax.core.names import leaf_owners as leaf_owners
+from cedarjax.core.parts import Part as Part
+from cedarjax.core.parts import freeze as freeze
+from cedarjax.core.parts import in_part as in_part
+from cedarjax.core.parts import merge as merge
+from cedarjax.core.parts import partition as partition
+from cedarjax.core.parts import train_only as train_only
 from cedarjax.core.rounds import federated_round as federated_round
 from cedarjax.core.run import History as History
 from cedarjax.core.run import RunState as RunState
@@ -68,6 +83,7 @@ from cedarjax.core.types import Params as Params
 from cedarjax.core.types import PyTree as PyTree
 from cedarjax.core.types import RoundInfo as RoundInfo
 from cedarjax.core.types import ServerState as ServerState
+from cedarjax.core.types import Shared as Shared
 from cedarjax.core.types import Upload as Upload
 
 __all__ = [
@@ -76,22 +92,27 @@ __all__ = [
     "ClientData",
     "Cohort",
     "CohortMap",
+    "Epochs",
     "FederatedAlgorithm",
     "FederatedDataset",
     "History",
+    "LocalInfo",
     "LocalUpdate",
     "LossFn",
     "LowRank",
     "MapFn",
     "MemoryEstimate",
     "Mixture",
+    "NumStepsFn",
     "Params",
+    "Part",
     "PyTree",
     "Representation",
     "RoundInfo",
     "RoundStream",
     "RunState",
     "ServerState",
+    "Shared",
     "Stream",
     "Totals",
     "Upload",
@@ -106,7 +127,10 @@ __all__ = [
     "displacement",
     "federated_round",
     "finite_rows",
+    "freeze",
     "gram",
+    "in_part",
+    "in_sequence",
     "init_run",
     "inner_with",
     "layer_bytes",
@@ -114,16 +138,22 @@ __all__ = [
     "layer_mask",
     "layer_names",
     "leaf_names",
+    "leaf_owners",
+    "local_training",
     "map_columns",
     "masked_scan",
     "mean_loss",
     "memory_estimate",
+    "merge",
+    "mixed_value_and_grad",
     "num_batches",
     "num_clients",
     "optimiser_step",
     "pad_cohort",
+    "partition",
     "pearson",
     "products",
+    "pull_towards",
     "represented",
     "run_rounds",
     "sample_cohort",
@@ -136,6 +166,8 @@ __all__ = [
     "take_info",
     "take_rows",
     "train",
+    "train_epochs",
+    "train_only",
     "tree_structure",
     "weighted_mean",
     "weighted_sum",

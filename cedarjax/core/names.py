@@ -72,8 +72,23 @@ def layer_names(params: Params) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parents))
 
 
-def _owners(params: Params, names: Sequence[str]) -> list[int | None]:
-    """For each leaf, the index of the named layer that owns it, or None."""
+def leaf_owners(params: PyTree, names: Sequence[str]) -> list[int | None]:
+    """For each leaf, which of the named layers owns it.
+
+    Args:
+      params: parameter tree.
+      names: layers.
+
+    Returns:
+      An index into `names`, or None, for each leaf in the order of `jax.tree.leaves`.
+
+    Raises:
+      ValueError: if a name owns no leaf, or two names share one.
+
+    Example:
+      >>> leaf_owners({"a": {"kernel": 1, "bias": 2}, "b": 3}, ["b"])
+      [None, None, 0]
+    """
     paths = _paths(params)
     prefixes = [tuple(name.split(_SEPARATOR)) for name in names]
     owners: list[int | None] = []
@@ -108,7 +123,7 @@ def layer_mask(params: Params, values: Mapping[str, jax.Array]) -> PyTree:
     names = list(values)
     scalars = [jnp.asarray(values[name], jnp.float32) for name in names]
     one = jnp.ones((), jnp.float32)
-    leaves = [one if owner is None else scalars[owner] for owner in _owners(params, names)]
+    leaves = [one if owner is None else scalars[owner] for owner in leaf_owners(params, names)]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
@@ -130,7 +145,7 @@ def layer_leaves(tree: PyTree, names: Sequence[str]) -> list[list[jax.Array]]:
       [[2, 1]]
     """
     owned: list[list[jax.Array]] = [[] for _ in names]
-    for leaf, owner in zip(jax.tree.leaves(tree), _owners(tree, names), strict=True):
+    for leaf, owner in zip(jax.tree.leaves(tree), leaf_owners(tree, names), strict=True):
         if owner is not None:
             owned[owner].append(leaf)
     return owned

@@ -70,7 +70,7 @@ def upload_weights(weights: jax.Array, mask: PyTree | None) -> PyTree:
 
     Args:
       weights: `[C]`.
-      mask: `None`, or a tree of `[C]` leaves in {0, 1}.
+      mask: `None`, or a tree of `[C]` leaves in [0, 1].
 
     Returns:
       `[C]`, or a tree of `[C]` leaves.
@@ -182,4 +182,6 @@ def federated_round(
         )
         return state, keep_absent(cohort.weights, client_state, cohort.state), RoundInfo(info, told)
 
-    return FederatedAlgorithm(lambda params: init_server(server_tx, params), step, local_update.init)
+    return FederatedAlgorithm(
+        lambda params: init_server(server_tx, local_update.share(params)), step, local_update.init, local_update.model
+    )

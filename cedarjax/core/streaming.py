@@ -169,7 +169,7 @@ def stream_blocks(
         state, told = apply_server(server_tx, state, mean, key=jax.random.split(key)[1])
         return state, (totals.num_nonfinite, *told)
 
-    return RoundStream(lambda params: init_server(server_tx, params), start, add, finish)
+    return RoundStream(lambda params: init_server(server_tx, local_update.share(params)), start, add, finish)
 
 
 def streamed_round(
@@ -216,4 +216,4 @@ def streamed_round(
         state, told = stream.finish(state, totals, key)
         return state, client_state, RoundInfo(info, told)
 
-    return FederatedAlgorithm(stream.init, step, local_update.init)
+    return FederatedAlgorithm(stream.init, step, local_update.init, local_update.model)

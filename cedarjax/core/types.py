@@ -15,7 +15,11 @@ PyTree: TypeAlias = Any
 """Any nest of containers with arrays at its leaves."""
 
 Params: TypeAlias = PyTree
-"""What the server broadcasts and the clients train: the model's parameters for most algorithms."""
+"""Parameters of a model."""
+
+
+Shared: TypeAlias = PyTree
+"""What the server broadcasts."""
 
 
 class LossFn(Protocol):
@@ -48,19 +52,28 @@ class ClientData(NamedTuple):
 class Upload(NamedTuple):
     """What one client sends."""
 
-    delta: Params
+    delta: Shared
     """Pseudo-gradient `shared - shared_after`: any optax optimiser can be the server's; `optax.sgd(1.0)` is FedAvg."""
     mask: PyTree | None = None
-    """`None`, or a tree of float32 scalars in {0, 1} shaped like `delta`: 1 where the leaf was really uploaded."""
+    """`None`, or a tree of float32 scalars in [0, 1] shaped like `delta`: 0 where the leaf was left out, 1 where it was
+    uploaded, and a fraction where it is to count for that share of the client's weight."""
 
 
 class LocalUpdate(NamedTuple):
-    """One client's work in one round, written for ONE client; `cohort_map` lifts it to the client axis."""
+    """One client's work in one round, written for ONE client; `cohort_map` lifts it to the client axis.
+
+    What is broadcast are the model's parameters for most algorithms. Others broadcast more (a control variate, learning
+    rates) or less (a part of the model), and some keep a model of its own on each client: `share` and `model` say so.
+    """
 
     init: Callable[[Params], PyTree]
     """`init(params) -> client_state`: what the client keeps between rounds, `()` when nothing."""
-    update: Callable[[Params, PyTree, PyTree, jax.Array], tuple[Upload, PyTree, PyTree]]
+    update: Callable[[Shared, PyTree, PyTree, jax.Array], tuple[Upload, PyTree, PyTree]]
     """`update(shared, client_state, data, key) -> (Upload, client_state, info)`; `info` is diagnostics of scalars."""
+    share: Callable[[Params], Shared] = lambda params: params
+    """`share(params) -> shared`: what the server broadcasts first, made of the model's parameters."""
+    model: Callable[[Shared, PyTree], Params] = lambda shared, client_state: shared
+    """`model(shared, client_state) -> params`: the model that a client deploys."""
 
 
 class Cohort(NamedTuple):
@@ -81,7 +94,7 @@ class Cohort(NamedTuple):
 class ServerState(NamedTuple):
     """What the server needs to go on."""
 
-    params: Params
+    params: Shared
     """What is broadcast next: the model's parameters for most algorithms."""
     opt_state: PyTree
     """State of the server's chain of optax transformations."""
@@ -107,6 +120,8 @@ class FederatedAlgorithm(NamedTuple):
     """`step(state, cohort, key) -> (state, client_state, info)`, client states and infos stacked `[C, ...]`."""
     init_client: Callable[[Params], PyTree] = lambda params: ()
     """`init_client(params) -> client_state` of one client that never took part."""
+    model: Callable[[Shared, PyTree], Params] = lambda shared, client_state: shared
+    """`model(state.params, client_state) -> params`: the model that a client deploys."""
 
 
 Aggregator: TypeAlias = optax.GradientTransformationExtraArgs

@@ -336,4 +336,7 @@ def upload_filter(
         )
         return Upload(uploaded, mask), next_state, info
 
-    return LocalUpdate(init, update)
+    def model(shared: Params, state: FilterState) -> Params:
+        return local_update.model(shared, state.client_state)
+
+    return LocalUpdate(init, update, local_update.share, model)

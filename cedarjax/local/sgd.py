@@ -5,42 +5,12 @@ Decentralized Data <https://arxiv.org/abs/1602.05629>`_, 2017 (FedAvg's client);
 Smith, `Federated Optimization in Heterogeneous Networks <https://arxiv.org/abs/1812.06127>`_, 2020 (FedProx).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from cedarjax.core import (
-    ClientData,
-    LocalUpdate,
-    LossFn,
-    Params,
-    PyTree,
-    Representation,
-    Upload,
-    check_positive,
-    displacement,
-    num_batches,
-    represented,
-    shuffled_epochs,
-    train,
-)
-
-NumStepsFn = Callable[[ClientData, jax.Array], jax.Array]
-
-
-class LocalInfo(NamedTuple):
-    """What one client's training tells."""
-
-    loss: jax.Array
-    """Mean of the batch losses, each taken before its step."""
-    num_steps: jax.Array
-    """int32, optimiser steps done."""
-    rank: PyTree = ()
-    """int32 a parameter: rank of its update where that is held by factors, 0 where it is dense; `()` if all are dense
-    because `representation` says so."""
+from cedarjax.core import Epochs, LocalUpdate, LossFn, NumStepsFn, Representation, local_training, pull_towards
 
 
 def sgd(
@@ -134,38 +104,6 @@ def prox(
     """
     if isinstance(mu, int | float) and mu < 0:
         raise ValueError(f"mu must be at least 0, got {mu}.")
-    check_positive(batch_size=batch_size, num_epochs=num_epochs)
-    pulls = not (isinstance(mu, int | float) and mu == 0)
-
-    def update(
-        shared: Params, client_state: PyTree, data: ClientData, key: jax.Array
-    ) -> tuple[Upload, PyTree, LocalInfo]:
-        length = jax.tree.leaves(data.examples)[0].shape[0]
-        order_key, loss_key, steps_key = jax.random.split(key, 3)
-        stream = shuffled_epochs(order_key, jnp.int32(0), data.num_examples, length=length, num_epochs=num_epochs)
-        num_steps = num_batches(data.num_examples, batch_size, num_epochs)
-        if num_steps_fn is not None:
-            num_steps = jnp.clip(num_steps_fn(data, steps_key).astype(jnp.int32), 0, num_steps)
-
-        def pull(grads: Params, params: Params) -> Params:
-            return jax.tree.map(lambda g, p, s: g + jnp.asarray(mu, g.dtype) * (p - s), grads, params, shared)
-
-        params, loss = train(
-            loss_fn,
-            tx,
-            shared,
-            data.examples,
-            stream,
-            loss_key,
-            batch_size=batch_size,
-            num_steps=num_steps,
-            max_steps=num_batches(length, batch_size, num_epochs),
-            adjust_fn=pull if pulls else None,
-        )
-        return Upload(displacement(shared, params)), client_state, LocalInfo(loss, jnp.asarray(num_steps, jnp.int32))
-
-    def num_rows(data: ClientData) -> int:
-        length = jax.tree.leaves(data.examples)[0].shape[0]
-        return batch_size * num_batches(length, batch_size, num_epochs)
-
-    return LocalUpdate(lambda params: (), represented(update, representation, tx, num_rows=num_rows))
+    pull = None if isinstance(mu, int | float) and mu == 0 else functools.partial(pull_towards, strength=mu)
+    epochs = Epochs(batch_size, num_epochs, num_steps_fn)
+    return local_training(loss_fn, tx, epochs, pull=pull, representation=representation)

@@ -3,16 +3,19 @@
 Reference: Finn, Abbeel, Levine, `Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks
 <https://arxiv.org/abs/1703.03400>`_, 2017.
 
-A client uploads its meta-gradient, so one round is one step of the server's optimiser on the mean over clients. Second
-order needs the inner optimiser to be differentiable: `optax.sgd`, momentum, and Adam with `eps_root > 0` are; with
-`eps_root=0` Adam's square root has an infinite slope wherever a gradient is exactly 0, and the meta-gradient is NaN.
+A client uploads its meta-gradient, so one round is one step of the server's optimiser on the mean over clients, as in
+Chen, Luo, Dong, Li, He, `Federated Meta-Learning with Fast Convergence and Efficient Communication
+<https://arxiv.org/abs/1802.07876>`_, 2018 (FedMeta).
+
+Second order needs an inner optimiser with a derivative. `optax.sgd`, momentum and weight decay have one everywhere. Two
+do not where a gradient is exactly 0, as for a unit that no example reaches, or a client without support examples, and
+the meta-gradient is NaN: Adam and its relatives with `eps_root=0`, whose square root has an infinite slope there (give
+`eps_root > 0`), and `optax.clip_by_global_norm`, which divides by the norm (take `meta.clip_by_global_norm`).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from cedarjax.core import (
@@ -20,17 +23,13 @@ from cedarjax.core import (
     LocalUpdate,
     LossFn,
     Params,
+    Part,
     PyTree,
     Representation,
     Upload,
-    check_positive,
-    mean_loss,
     represented,
-    shuffled_epochs,
-    take_batch,
 )
-
-StepLoss = Callable[[Params, jax.Array, jax.Array], jax.Array]
+from cedarjax.meta.inner import Mode, check_options, inner_loop, objectives
 
 
 class MamlInfo(NamedTuple):
@@ -51,6 +50,8 @@ def maml(
     num_steps: int,
     *,
     first_order: bool = False,
+    mode: Mode = "reverse",
+    adapted: Part | None = None,
     remat: bool = True,
     batch_size: int | None = None,
     query_batch_size: int | None = None,
@@ -61,16 +62,25 @@ def maml(
     `delta = d/d theta loss(theta_m(theta); query)`, where `theta_0 = theta` and
     `theta_{t+1} = theta_t + inner_tx.update(grad loss(theta_t; support))`.
 
+    With `mode="mixed"` the backward pass multiplies by the Hessian of each step, forward over reverse. For one step of
+    SGD at rate `a` that is the closed form, `(I - a H(theta; support)) grad loss(theta_1; query)`: one Hessian-vector
+    product and no graph.
+
     Args:
       loss_fn: `(params, batch, key) -> scalar`.
       inner_tx: optax optimiser of the inner steps; differentiable unless `first_order`.
       num_steps: inner steps `m`.
       first_order: take `d theta_m / d theta` as the identity.
-      remat: recompute each inner step in the backward pass. Memory then grows by one copy of the parameters and the
-        optimiser's state per inner step, and no longer by all activations.
+      mode: `"reverse"` differentiates the inner gradients reverse over reverse, `"mixed"` by
+        `core.mixed_value_and_grad`: the same numbers to rounding.
+      adapted: the part that the inner steps change, see `core.in_part`; default: everything. The meta-gradient is that
+        of all parameters, and no step keeps a copy of the others.
+      remat: compute each inner step again in the backward pass. Memory then grows by one copy of what is adapted and of
+        the optimiser's state per inner step, and no longer by all activations. With `mode="mixed"` no activations
+        are kept either way; what is computed again is the gradient, and only if the optimiser is not linear in it.
       batch_size: support examples per inner step, from shuffled epochs over the support set; default: all of them, each
         step. The default takes the exact mean over a ragged set by `core.mean_loss`, which asks for a loss that is a
-        mean over examples.
+        mean over examples; beyond 1024 rows it goes through them in blocks, so that memory does not grow with them.
       query_batch_size: query examples in the outer loss; default: all of them.
       representation: `"dense"`; `"lowrank"` to hold every matrix that enters through products by its exact factors,
         for optimisers that are linear in the gradients (SGD, momentum, weight decay); or `"auto"`, which does so where
@@ -81,8 +91,8 @@ def maml(
       needs an optimiser with a learning rate. A client without support examples takes its inner steps with gradient 0.
 
     Raises:
-      ValueError: if a count is not positive, the representation unknown, or `"lowrank"` with an optimiser that is not
-        linear.
+      ValueError: if a count is not positive, the mode or the representation unknown, or `"lowrank"` with an optimiser
+        that is not linear (here); or if `adapted` is not a part of the parameters (when `update` is traced).
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -93,56 +103,30 @@ def maml(
       >>> print(local.update(jnp.float32(0.0), (), data, jax.random.key(0))[0].delta)  # (0.5 - 2) * (1 - 0.5)
       -0.75
     """
-    check_positive(num_steps=num_steps)
-    for name, size in {"batch_size": batch_size, "query_batch_size": query_batch_size}.items():
-        if size is not None:
-            check_positive(**{name: size})
+    check_options(num_steps=num_steps, mode=mode, batch_size=batch_size, query_batch_size=query_batch_size)
 
     def update(
         shared: Params, client_state: PyTree, data: ClientData, key: jax.Array
     ) -> tuple[Upload, PyTree, MamlInfo]:
-        length = jax.tree.leaves(data.examples)[0].shape[0]
-        support_key, query_key, loss_key = jax.random.split(key, 3)
-        num_query = data.num_examples - data.num_support
-        rows = jnp.arange(length, dtype=jnp.int32)
-
-        def objective(
-            start: jax.Array, count: jax.Array, size: int | None, order_key: jax.Array, num_epochs: int
-        ) -> StepLoss:
-            """Loss at one step over rows `[start, start + count)`: batches of `size`, or all rows."""
-            if size is None:
-                mask = (rows >= start) & (rows < start + count)
-                return lambda params, index, key: mean_loss(loss_fn, params, data.examples, mask, key)
-            stream = shuffled_epochs(order_key, start, count, length=length, num_epochs=num_epochs)
-
-            def batch_loss(params: Params, index: jax.Array, key: jax.Array) -> jax.Array:
-                batch = take_batch(data.examples, stream, index, size)
-                return jnp.where(count > 0, loss_fn(params, batch, key), 0.0)
-
-            return batch_loss
-
-        # Each step gets a batch of its own as long as the epochs last: one epoch has at least one batch.
-        support_loss = objective(jnp.int32(0), data.num_support, batch_size, support_key, num_steps)
-        query_loss = objective(data.num_support, num_query, query_batch_size, query_key, 1)
-
-        def inner_step(carry: tuple[Params, PyTree], index: jax.Array) -> tuple[tuple[Params, PyTree], jax.Array]:
-            params, opt_state = carry
-            # Cut at the parameters and not at the gradients: the optimiser reads them too, for weight decay say.
-            at = jax.lax.stop_gradient(params) if first_order else params
-            loss, grads = jax.value_and_grad(support_loss)(at, index, jax.random.fold_in(loss_key, index))
-            step_update, opt_state = inner_tx.update(grads, opt_state, at)
-            return (optax.apply_updates(params, step_update), opt_state), loss
+        support, query_loss = objectives(
+            loss_fn, data, key, num_steps=num_steps, batch_size=batch_size, query_batch_size=query_batch_size
+        )
 
         def meta_loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            opt_state = inner_tx.init(params)
-            if first_order:
-                opt_state = jax.lax.stop_gradient(opt_state)
-            step = jax.checkpoint(inner_step, prevent_cse=False) if remat and not first_order else inner_step
-            (adapted, _), losses = jax.lax.scan(step, (params, opt_state), jnp.arange(num_steps, dtype=jnp.int32))
-            return query_loss(adapted, jnp.int32(0), jax.random.fold_in(loss_key, num_steps)), losses[0]
+            params, before = inner_loop(
+                support,
+                inner_tx,
+                params,
+                num_steps,
+                first_order=first_order,
+                mode=mode,
+                adapted=adapted,
+                remat=remat,
+            )
+            return query_loss(params), before
 
-        (loss, first), delta = jax.value_and_grad(meta_loss, has_aux=True)(shared)
-        return Upload(delta), client_state, MamlInfo(loss, first)
+        (loss, before), delta = jax.value_and_grad(meta_loss, has_aux=True)(shared)
+        return Upload(delta), client_state, MamlInfo(loss, before)
 
     def num_rows(data: ClientData) -> int:
         length = jax.tree.leaves(data.examples)[0].shape[0]

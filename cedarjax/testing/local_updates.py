@@ -33,7 +33,7 @@ class LocalUpdateCase(NamedTuple):
     local_update: LocalUpdate
     """The kernel."""
     params: Params
-    """What the server broadcasts."""
+    """Parameters of the model."""
     data: ClientData
     """Clients, best of unequal sizes, leaves `[C, M, ...]`."""
     mesh: Mesh | None = None
@@ -62,7 +62,8 @@ def _work(case: LocalUpdateCase, cohort: Cohort, layout: Layout = (None, None), 
     """Upload, client state and info of every client, `[C, ...]`; laws share the compilation."""
     keys = client_keys(jax.random.key(case.seed), cohort.client_id)
     run = jax.jit(_mapped, static_argnums=(0, 1)) if jit else _mapped
-    return run(case.local_update.update, layout, case.params, cohort.state, cohort.data, keys)
+    shared = case.local_update.share(case.params)
+    return run(case.local_update.update, layout, shared, cohort.state, cohort.data, keys)
 
 
 def _new_cohort(case: LocalUpdateCase) -> Cohort:
@@ -105,26 +106,28 @@ def _wider(tree: PyTree, extra: int) -> PyTree:
 
 
 def keeps_shapes(case: LocalUpdateCase) -> None:
-    """Deltas have the shapes and dtypes of the parameters, states keep theirs, masks hold 0 and 1, infos are small."""
+    """Deltas are shaped like what is shared, models like the parameters; states keep theirs; masks and infos fit."""
     data = jax.tree.map(lambda x: x[0], case.data)
     for dtype in (None, *case.dtypes):
         with widths(jnp.float32 if dtype is None else dtype):
             params, one = (case.params, data) if dtype is None else (cast(case.params, dtype), cast(data, dtype))
-            state = jax.eval_shape(case.local_update.init, params)
-            upload, after, info = jax.eval_shape(case.local_update.update, params, state, one, jax.random.key(0))
-            chex.assert_trees_all_equal_shapes_and_dtypes(upload.delta, params)
+            state, shared = jax.eval_shape(lambda p: (case.local_update.init(p), case.local_update.share(p)), params)
+            upload, after, info = jax.eval_shape(case.local_update.update, shared, state, one, jax.random.key(0))
+            chex.assert_trees_all_equal_shapes_and_dtypes(upload.delta, shared)
             chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+            deployed = jax.eval_shape(case.local_update.model, shared, after)
+            chex.assert_trees_all_equal_shapes_and_dtypes(deployed, params)
     size = sum(x.size for x in jax.tree.leaves(case.params))
     for leaf in jax.tree.leaves(info):
         assert leaf.ndim <= 1 and leaf.size < size, (
             f"info must hold scalars and short vectors, got the shape {leaf.shape}"
         )
     if upload.mask is not None:
-        chex.assert_trees_all_equal_structs(upload.mask, case.params)
+        chex.assert_trees_all_equal_structs(upload.mask, shared)
         cohort = _cohort(case)
         mask = jax.tree.leaves(_work(case, cohort)[0].mask)
         chex.assert_shape(mask, cohort.weights.shape)
-        assert all(bool(((m == 0) | (m == 1)).all()) for m in mask), f"a mask must be 0 or 1, got {mask}"
+        assert all(bool(((m >= 0) & (m <= 1)).all()) for m in mask), f"a mask must lie in [0, 1], got {mask}"
 
 
 def agrees_without_jit(case: LocalUpdateCase) -> None:
@@ -217,7 +220,8 @@ def repeats_with_its_key(case: LocalUpdateCase) -> None:
 
 def leaves_inputs_alone(case: LocalUpdateCase) -> None:
     """The containers and the arrays that come in are not changed."""
-    inputs = (case.params, case.local_update.init(case.params), jax.tree.map(lambda x: x[0], case.data))
+    one = jax.tree.map(lambda x: x[0], case.data)
+    inputs = (case.local_update.share(case.params), case.local_update.init(case.params), one)
     leaves, structure = jax.tree.flatten(inputs)
     before = [jnp.array(x, copy=True) for x in leaves]
     # The inputs are closed over: arguments would arrive in containers of their own.
@@ -293,7 +297,7 @@ def check_local_update(
 
     Args:
       local_update: the kernel.
-      params: what the server broadcasts.
+      params: parameters of the model.
       data: one `ClientData`, of which clients of several sizes are made, or clients stacked `[C, ...]`.
       mesh: devices over which to shard the clients; default: all devices, if there are several.
       dtypes: further dtypes of parameters and examples in which the kernel is to work, for instance `jnp.bfloat16`.

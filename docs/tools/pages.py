@@ -44,7 +44,7 @@ def page(path: str, rooms: dict[str, list[str]]) -> str:
 
 def folders() -> dict[str, dict[str, list[str]]]:
     """Public names by module by folder; the folders in the order in which a reader meets them."""
-    order = {"core": 0, "local": 1, "meta": 2, "layers": 3, "robust": 4, "attacks": 5}
+    order = {"core": 0, "local": 1, "meta": 2, "personal": 3, "server": 4, "layers": 5, "robust": 6, "attacks": 7}
     found = {}
     for init in sorted(PACKAGE.glob("*/__init__.py"), key=lambda init: (order.get(init.parent.name, len(order)), init)):
         rooms: dict[str, list[str]] = {}

@@ -16,7 +16,8 @@ from experiments import files
 from experiments.cedar import use_all_cores
 from experiments.comparison import Interrupted
 from experiments.datasets import DataError, DatasetNotFoundError
-from experiments.robustness.contenders import ATTACKS, DEFAULT_RULES, RULES, check_names
+from experiments.options import check_names
+from experiments.robustness.contenders import ATTACKS, DEFAULT_RULES, RULES
 from experiments.robustness.grid import TAIL, Grid, Runner
 from experiments.robustness.heatmap import plot_attacks, plot_worst
 from experiments.robustness.problem import SETUPS, Problem, Setup, make_problem, read_examples

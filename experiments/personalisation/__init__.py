@@ -1,0 +1,1 @@
+"""Personalisation on real clients: every algorithm tuned with the same budget, on clients old and new."""

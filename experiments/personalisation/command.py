@@ -21,6 +21,7 @@ from experiments.datasets import DataError, DatasetNotFoundError, Federation
 from experiments.evaluation import metric_name
 from experiments.options import check_names
 from experiments.personalisation.contenders import CONTENDERS
+from experiments.personalisation.figures import plot_standing
 from experiments.personalisation.problem import Problem, make_problem
 from experiments.personalisation.tournament import SCRATCH, Tournament
 from experiments.report import print_report
@@ -125,6 +126,8 @@ def draw(results: dict[str, Any], places: files.RunDir, num_steps: int) -> dict[
     shown = {r["name"] for r in records[:8]}
     steps = np.arange(num_steps + 1)
     drawn: dict[str, str] = {}
+    plot_standing(places.plots / "standing.png", results["runs"], results["steps"], metric=results["metric"])
+    drawn["All algorithms"] = "plots/standing.png"
     curves = {r["name"]: np.asarray(r["curve"]) for r in results["runs"] if r["name"] in shown}
     plots.plot_adaptation(places.plots / "new.png", steps, curves, metric=results["metric"], order=names)
     drawn["New clients as they adapt, the best eight"] = "plots/new.png"

@@ -165,8 +165,8 @@ CONTENDERS: dict[str, Contender] = {
             personal.pfedme(
                 p.setting.loss_fn,
                 optax.sgd(r),
-                15.0,
-                0.01,
+                1.0,
+                0.5,
                 num_rounds=p.local_steps,
                 num_steps=5,
                 batch_size=p.batch_size,

@@ -114,7 +114,14 @@ def test_the_command_end_to_end_and_on_again(tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "run/results.json").read_text())
     assert [run["name"] for run in stored["runs"]] == ["no training", "FedPer"]
     assert np.shape(stored["runs"][1]["scores"]) == (1, 3) and np.shape(stored["runs"][1]["own_curve"]) == (1, 3)
-    for name in ("report.html", "report.md", "plots/new.png", "plots/clients.png", "plots/own.png"):
+    for name in (
+        "report.html",
+        "report.md",
+        "plots/standing.png",
+        "plots/new.png",
+        "plots/clients.png",
+        "plots/own.png",
+    ):
         assert (tmp_path / "run" / name).stat().st_size > 1000
 
     def refuse(*args):

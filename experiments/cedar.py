@@ -15,9 +15,9 @@ import tyro
 from rich.console import Console
 
 from experiments import files
-from experiments.checkpoints import CheckpointError
 from experiments.comparison import Comparison, Interrupted, Plan
-from experiments.datasets import LOADERS, DataError, DatasetNotFoundError, Federation, load, load_npz, summary
+from experiments.datasets import LOADERS, Federation, load, load_npz, summary
+from experiments.options import exit_status
 from experiments.report import print_report
 from experiments.setting import DEFAULT, PRESETS, make_setting
 from experiments.tuning import tune
@@ -218,14 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     if config.list:
         console.print("\n".join(LOADERS))
         return 0
-    try:
-        run(config, console)
-    except Interrupted:
-        return 130
-    except (ValueError, DataError, DatasetNotFoundError, CheckpointError, files.RunDirError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-        return 2
-    return 0
+    return exit_status(lambda: run(config, console))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,16 @@
 """What the command lines share."""
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments import files
+from experiments.checkpoints import CheckpointError
+from experiments.comparison import Interrupted
+from experiments.datasets import DataError, DatasetNotFoundError
 
 
 def check_names(option: str, names: Sequence[str], known: Collection[str]) -> None:
@@ -24,3 +33,43 @@ def check_names(option: str, names: Sequence[str], known: Collection[str]) -> No
             raise ValueError(f"{option} must be among {', '.join(known)}, got {name!r}.{hint}")
     if len(set(names)) < len(names):
         raise ValueError(f"{option} must differ from each other, got {', '.join(names)}.")
+
+
+def open_run(folder: Path, config: Mapping[str, Any], *, may_differ: Iterable[str]) -> files.RunDir:
+    """Starts a run in a folder, or goes on with the one that is there.
+
+    Args:
+      folder: the run directory.
+      config: what is asked for.
+      may_differ: names in which what is asked for may differ from what is there.
+
+    Returns:
+      The places of the run.
+
+    Raises:
+      files.RunDirError: if the run there differs in anything else.
+    """
+    if not files.run_dir(folder).config.exists():
+        return files.start_run(folder, config)
+    places = files.resume_run(folder, config, may_differ=may_differ)
+    files.write_json(places.config, config)
+    return places
+
+
+def exit_status(work: Callable[[], Any]) -> int:
+    """Does the work of a command.
+
+    Args:
+      work: what is to be done; an error in what was asked for is told in one line.
+
+    Returns:
+      0, 2 after such an error, 130 after Ctrl-C.
+    """
+    try:
+        work()
+    except Interrupted:
+        return 130
+    except (ValueError, DataError, DatasetNotFoundError, CheckpointError, files.RunDirError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        return 2
+    return 0

@@ -6,7 +6,6 @@ there.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from rich.console import Console
 from experiments import datasets, files, page, plots
 from experiments.cedar import use_all_cores
 from experiments.comparison import Interrupted, told_steps
-from experiments.datasets import DataError, DatasetNotFoundError, Federation
+from experiments.datasets import Federation
 from experiments.evaluation import metric_name
-from experiments.options import check_names
-from experiments.personalisation.contenders import CONTENDERS
+from experiments.options import check_names, exit_status, open_run
+from experiments.personalisation.contenders import CLIENT_RATES, CONTENDERS
 from experiments.personalisation.figures import plot_standing
 from experiments.personalisation.problem import Problem, make_problem
 from experiments.personalisation.tournament import SCRATCH, Tournament
@@ -177,11 +176,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         name for name in NAMES if name == SCRATCH or problem.suits(CONTENDERS[name].needs_classes)
     )
     asked = run_config(config, problem)
-    if files.run_dir(config.folder).config.exists():
-        places = files.resume_run(config.folder, asked, may_differ=("algorithms",))
-        files.write_json(places.config, asked)
-    else:
-        places = files.start_run(config.folder, asked)
+    places = open_run(config.folder, asked, may_differ=("algorithms",))
     try:
         records = Tournament(problem, names, config.steps, places, console).run()
     except Interrupted as stop:
@@ -198,13 +193,9 @@ def run(config: Config, console: Console) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     config = tyro.cli(Config, prog="python -m experiments.personalisation", args=arguments, description=__doc__)
-    console = Console()
-    try:
-        use_all_cores(math.prod((max(config.seeds, 1), 4)))
-        run(config, console)
-    except Interrupted:
-        return 130
-    except (ValueError, DataError, DatasetNotFoundError, files.RunDirError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-        return 2
-    return 0
+
+    def work() -> None:
+        use_all_cores(len(CLIENT_RATES) * config.seeds)
+        run(config, Console())
+
+    return exit_status(work)

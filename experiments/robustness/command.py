@@ -15,8 +15,7 @@ from rich.console import Console
 from experiments import files
 from experiments.cedar import use_all_cores
 from experiments.comparison import Interrupted
-from experiments.datasets import DataError, DatasetNotFoundError
-from experiments.options import check_names
+from experiments.options import check_names, exit_status, open_run
 from experiments.robustness.contenders import ATTACKS, DEFAULT_RULES, RULES
 from experiments.robustness.grid import TAIL, Grid, Runner
 from experiments.robustness.heatmap import plot_attacks, plot_worst
@@ -118,26 +117,6 @@ def _check(grid: Grid) -> None:
         raise ValueError(f"rules must hold one that is defined for {grid.num_clients} clients, got {grid.rules}.")
 
 
-def open_run(folder: Path, config: dict[str, Any]) -> files.RunDir:
-    """Starts a run in a folder, or goes on with the one that is there.
-
-    Args:
-      folder: the run directory.
-      config: what is asked for.
-
-    Returns:
-      The places of the run.
-
-    Raises:
-      files.RunDirError: if the run there differs in more than its rules, attacks and fractions.
-    """
-    if not files.run_dir(folder).config.exists():
-        return files.start_run(folder, config)
-    places = files.resume_run(folder, config, may_differ=MAY_DIFFER)
-    files.write_json(places.config, config)
-    return places
-
-
 def collect(config: Config, grid: Grid, setup: Setup, problem: Problem, runner: Runner) -> dict[str, Any]:
     """The results as they are stored, see `experiments.robustness.summary`."""
     done, programs = runner.log()
@@ -195,7 +174,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     problem = make_problem(
         examples, setup.hidden, num_clients=grid.num_clients, alphas=grid.alphas, num_seeds=grid.num_seeds
     )
-    places = open_run(config.folder, run_config(grid, setup, config))
+    places = open_run(config.folder, run_config(grid, setup, config), may_differ=MAY_DIFFER)
     runner = Runner(grid, problem, setup, places, console)
     try:
         runner.run()
@@ -219,13 +198,9 @@ def run(config: Config, console: Console) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     config = tyro.cli(Config, prog="python -m experiments.robustness", args=arguments, description=__doc__)
-    console = Console()
-    try:
+
+    def work() -> None:
         use_all_cores(len(config.grid.alphas) * config.grid.num_seeds)
-        run(config, console)
-    except Interrupted:
-        return 130
-    except (ValueError, DataError, DatasetNotFoundError, files.RunDirError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-        return 2
-    return 0
+        run(config, Console())
+
+    return exit_status(work)

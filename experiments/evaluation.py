@@ -10,7 +10,7 @@ import optax
 
 import cedarjax as cj
 from cedarjax.core import ClientData, FederatedDataset
-from experiments.seeds import OverSeeds
+from experiments.seeds import OverSeeds, side_by_side
 from experiments.setting import Setting
 
 OPTIMISERS = {"adam": optax.adam, "sgd": optax.sgd}
@@ -100,7 +100,8 @@ class Evaluator:
             )
             clients = cj.core.take_clients(dataset, jnp.arange(dataset.num_clients)).data
             keys = jax.random.split(key, dataset.num_clients)
-            counts = jax.lax.map(lambda args: run(params, *args)[1], (clients, keys))
+            map_fn = cj.cohort_map(side_by_side())
+            counts = map_fn(lambda shared, *client: run(shared, *client)[1], params, clients, keys)
             pooled = jax.vmap(lambda c: c.pool().summarise(), in_axes=1)(counts)
             return pooled, jax.vmap(jax.vmap(lambda c: c.summarise()))(counts)
 

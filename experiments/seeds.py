@@ -4,10 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cedarjax as cj
+
+
+def side_by_side() -> int | None:
+    """Clients or seeds that a device runs at once: one on a CPU, so that weights stay in cache; else all of them."""
+    return 1 if jax.default_backend() == "cpu" else None
 
 
 class OverSeeds:
@@ -24,9 +29,8 @@ class OverSeeds:
     def __init__(self, fun: Callable[[Any, Any], Any], num_seeds: int):
         """Composes the program; nothing is compiled yet."""
         devices = jax.devices()[:num_seeds]
-        mesh = jax.make_mesh((len(devices),), ("seeds",), devices=devices)
-        chunk_size = 1 if jax.default_backend() == "cpu" else None
-        map_fn = cj.cohort_map(chunk_size, mesh if len(devices) > 1 else None)
+        mesh = jax.make_mesh((len(devices),), ("seeds",), axis_types=(AxisType.Auto,), devices=devices)
+        map_fn = cj.cohort_map(side_by_side(), mesh if len(devices) > 1 else None)
         self._everywhere = NamedSharding(mesh, P())
         self._program = jax.jit(
             lambda args, shared: map_fn(lambda shared, one: fun(one, shared), shared, args),

@@ -13,7 +13,7 @@ import optax
 
 import cedarjax as cj
 from cedarjax.core import FederatedDataset, RunState
-from experiments.seeds import OverSeeds
+from experiments.seeds import OverSeeds, side_by_side
 from experiments.setting import Preset, Setting
 from experiments.variants import Variant
 
@@ -203,8 +203,7 @@ class Trainer:
         self.setting, self.preset, self.variant = setting, preset, variant
         self.learning_rate = preset.learning_rate[variant.algorithm] if learning_rate is None else learning_rate
         self.cohort = max(1, round(preset.participation * setting.num_train))
-        # Weights stay in cache when a CPU loops over clients; accelerators want them side by side.
-        self.map_fn = cj.cohort_map(chunk_size=1 if jax.default_backend() == "cpu" else None)
+        self.map_fn = cj.cohort_map(side_by_side())
         self.byzantine = draw_byzantine(setting, variant)
         self.train = poison(setting, variant, self.byzantine)
 

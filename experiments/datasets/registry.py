@@ -50,7 +50,8 @@ def load(
       data_dir: where the files are; not used by the embedded sets. Default: `$CEDARJAX_DATA`, else `shared/data` beside
         the repository.
       seed: of every draw; equal seeds give equal federations.
-      alpha: concentration of the Dirichlet split (tabular sets, default 0.5; `mnist`, default PFLlib's split).
+      alpha: concentration of the Dirichlet split (tabular sets, default 0.5; `mnist`, default PFLlib's split; `digits`,
+        default tasks).
       heterogeneity: `"plain"`, `"rotation"` or `"labels"` (`wisdm`).
       size: `"small"`, `"medium"` or `"large"` (`synthetic-iot`).
       max_per_client: examples kept of a client (`beijing-air`, `mnist`).

@@ -47,6 +47,10 @@ class Config:
     """Adaptation steps."""
     participation: float | None = None
     """Share of the training clients in a round; default: chosen for the data set."""
+    inner_rate: float | None = None
+    """Rate of the inner steps of meta-gradients; default: chosen for the data set."""
+    alpha: float | None = None
+    """Concentration of the Dirichlet draw that splits the rows (digits, mnist, tabular sets)."""
     ways: int | None = None
     """Classes of a client (digits, omniglot)."""
     shots: int | None = None
@@ -59,12 +63,13 @@ class Config:
     @property
     def folder(self) -> Path:
         """The run directory."""
-        ways = f"-{self.ways}way" if self.ways else ""
-        return self.out or Path("runs") / f"personalisation-{self.dataset}{ways}"
+        kind = (f"-{self.ways}way" if self.ways else "") + (f"-alpha{self.alpha:g}" if self.alpha else "")
+        return self.out or Path("runs") / f"personalisation-{self.dataset}{kind}"
 
     def load(self, seed: int) -> Federation:
         """The federation of a seed."""
         options: dict[str, Any] = {
+            "alpha": self.alpha,
             "num_ways": self.ways,
             "num_shots": self.shots,
             "max_per_client": self.max_per_client,
@@ -79,6 +84,8 @@ class Config:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
         if self.participation is not None and not 0 < self.participation <= 1:
             raise ValueError(f"participation must be above 0 and at most 1, got {self.participation}.")
+        if self.inner_rate is not None and not self.inner_rate > 0:
+            raise ValueError(f"inner_rate must be above 0, got {self.inner_rate}.")
         if self.algorithms is not None:
             check_names("algorithms", self.algorithms, NAMES)
 
@@ -168,9 +175,8 @@ def run(config: Config, console: Console) -> dict[str, Any]:
       Interrupted: after Ctrl-C; what was done is stored.
     """
     config.check()
-    preset = PRESETS.get(config.dataset, DEFAULT)
-    if config.participation is not None:
-        preset = preset._replace(participation=config.participation)
+    asked_for: dict[str, Any] = {"participation": config.participation, "inner_rate": config.inner_rate}
+    preset = PRESETS.get(config.dataset, DEFAULT)._replace(**{k: v for k, v in asked_for.items() if v is not None})
     problem = make_problem(config.load, range(config.seeds), preset, config.rounds)
     names = config.algorithms or tuple(
         name for name in NAMES if name == SCRATCH or problem.suits(CONTENDERS[name].needs_classes)

@@ -10,8 +10,14 @@ from cedarjax import local, meta, personal, robust, server
 from cedarjax.core import LocalUpdate
 from experiments.personalisation.problem import Problem
 
-CLIENT_RATES = (0.01, 0.03, 0.1, 0.3)
-SERVER_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+CLIENT_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+SERVER_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1)
+
+
+MANY_STEPS = 10
+"""Inner steps where second derivatives are left out: the more of them, the more of the gradient tells how to adapt."""
+HESSIAN_BATCH = 50
+"""Batches of exact Per-FedAvg (the paper has 40): a Hessian of ten examples is mostly noise."""
 
 
 class Recipe(NamedTuple):
@@ -120,7 +126,7 @@ CONTENDERS: dict[str, Contender] = {
         "Per-FedAvg",
         lambda p, r: averaged(
             meta.per_fedavg(
-                p.setting.loss_fn, p.inner_rate, optax.sgd(r), num_steps=p.local_steps, batch_size=p.batch_size
+                p.setting.loss_fn, p.inner_rate, optax.sgd(r), num_steps=p.local_steps, batch_size=HESSIAN_BATCH
             )
         ),
     ),
@@ -142,7 +148,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "fomaml": Contender(
         "FOMAML",
-        lambda p, r: by_adam(meta.maml(p.setting.loss_fn, _inner(p), 1, first_order=True), r),
+        lambda p, r: by_adam(meta.maml(p.setting.loss_fn, _inner(p), MANY_STEPS, first_order=True), r),
         rates=SERVER_RATES,
     ),
     "meta_sgd": Contender(
@@ -150,7 +156,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "anil": Contender("ANIL", lambda p, r: by_adam(meta.anil(p.setting.loss_fn, _inner(p), 1), r), rates=SERVER_RATES),
     "imaml": Contender(
-        "iMAML", lambda p, r: by_adam(meta.imaml(p.setting.loss_fn, _inner(p), 5, 1.0), r), rates=SERVER_RATES
+        "iMAML", lambda p, r: by_adam(meta.imaml(p.setting.loss_fn, _inner(p), MANY_STEPS, 1.0), r), rates=SERVER_RATES
     ),
     "ditto": Contender(
         "Ditto",

@@ -11,7 +11,7 @@ from cedarjax.core import FederatedDataset
 from experiments.evaluation import OPTIMISERS, metric_name, query_counts
 from experiments.personalisation.contenders import Contender
 from experiments.personalisation.problem import Problem, largest_support, repeated
-from experiments.seeds import OverSeeds
+from experiments.seeds import OverSeeds, side_by_side
 from experiments.setting import Setting
 
 
@@ -45,7 +45,7 @@ def train(problem: Problem, contender: Contender) -> Trained:
       What training leaves.
     """
     setting, rates = problem.setting, contender.rates
-    map_fn = cj.cohort_map(chunk_size=1 if jax.default_backend() == "cpu" else None)
+    map_fn = cj.cohort_map(side_by_side())
 
     def one_run(one: tuple, _: Any) -> tuple[Any, Any, jax.Array]:
         params, dataset, key, rate = one
@@ -114,7 +114,8 @@ class Scorer:
             )
             clients = cj.core.take_clients(dataset, jnp.arange(dataset.num_clients)).data
             keys = jax.random.split(key, dataset.num_clients)
-            counts = jax.lax.map(lambda args: adapt(*args)[1], (models, clients, keys))
+            map_fn = cj.cohort_map(side_by_side())
+            counts = map_fn(lambda _, *client: adapt(*client)[1], (), models, clients, keys)
             pooled = jax.vmap(lambda c: c.pool().summarise(), in_axes=1)(counts)
             return getattr(pooled, name), getattr(jax.vmap(jax.vmap(lambda c: c.summarise()))(counts), name)
 

@@ -134,6 +134,27 @@ def test_digits_options():
     np.testing.assert_array_equal(federation.num_support[federation.held_out], 6)
 
 
+def test_digits_under_label_skew():
+    federation = load("digits", alpha=0.1)
+    check(federation)
+    data, labels = load_digits(return_X_y=True)
+    truth = {row.tobytes(): label for row, label in zip((data / 16).astype(np.float32), labels, strict=True)}
+    assert len(federation.y) == len(labels)
+    np.testing.assert_array_equal(federation.y, [truth[row.tobytes()] for row in federation.x])
+    counts = np.array([np.bincount(federation.y[federation.client_id == c], minlength=10) for c in range(60)])
+    assert counts.sum(axis=1).min() >= 10
+    even = load("digits", alpha=1e3)
+    most = counts.max(axis=1) / counts.sum(axis=1)
+    even_counts = np.array([np.bincount(even.y[even.client_id == c], minlength=10) for c in range(60)])
+    assert np.median(most) > 0.5 > 0.3 > np.median(even_counts.max(axis=1) / even_counts.sum(axis=1))
+
+
+@pytest.mark.parametrize("option", ["num_ways", "num_shots"])
+def test_digits_are_tasks_or_a_split(option):
+    with pytest.raises(ValueError, match=rf"{option} must be None with alpha, .* got 3\."):
+        load("digits", alpha=0.1, **{option: 3})
+
+
 @pytest.mark.parametrize("name", datasets.EMBEDDED)
 def test_equal_seeds_give_equal_federations(name):
     a, b, c = datasets.load(name, seed=3), datasets.load(name, seed=3), datasets.load(name, seed=4)
@@ -400,9 +421,9 @@ def test_unknown_names_and_options_are_told():
     with pytest.raises(ValueError, match=r"got 'imagenet'\.$"):
         datasets.load("imagenet")
     with pytest.raises(
-        ValueError, match=r"alpha is not an option of data set 'digits' \(got 0.5\); its options are num_ways"
+        ValueError, match=r"window is not an option of data set 'digits' \(got 5\); its options are alpha, num_ways"
     ):
-        datasets.load("digits", alpha=0.5)
+        datasets.load("digits", window=5)
     with pytest.raises(ValueError, match="size must be one of small, medium, large, got 'huge'"):
         datasets.load("synthetic-iot", size="huge")
     with pytest.raises(ValueError, match=r"alpha must be one of 0\.1, 0\.5, 1\.0, 5\.0, 10\.0 for bike, got 0\.3"):

@@ -142,6 +142,7 @@ def test_the_command_end_to_end_and_on_again(tmp_path, monkeypatch):
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"participation": 1.5}, "participation must be above 0 and at most 1, got 1.5"),
+        ({"inner_rate": 0.0}, "inner_rate must be above 0, got 0.0"),
         ({"algorithms": ("fedawg",)}, "Did you mean 'fedavg'"),
         ({"algorithms": ("fedavg", "fedavg")}, "algorithms must differ from each other"),
     ],

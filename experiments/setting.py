@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import numpy as np
 from cedarjax import nn
 from cedarjax.core import FederatedDataset, LossFn
 from experiments.datasets import NEW, TRAIN, VALIDATION, Federation, to_dataset
+
+ModelName = Literal["mlp", "cnn1d", "cnn"]
 
 
 class Preset(NamedTuple):
@@ -32,6 +34,8 @@ class Preset(NamedTuple):
     """Query examples in the MAMLs' outer loss; None: all of a client's."""
     hidden: tuple[int, ...] = (64, 64, 64)
     """Widths of the MLP's blocks, where the model is an MLP."""
+    model: ModelName | None = None
+    """Kind of model; None: what fits the shape of the inputs."""
 
 
 _RATES = {"cedar": 3e-3, "fedavg": 3e-3, "fedprox": 3e-3, "reptile": 3e-3, "maml": 3e-3, "fomaml": 3e-3}
@@ -80,22 +84,37 @@ class Setting(NamedTuple):
         return self.train.offsets.shape[1] - 1
 
 
-def make_model(federation: Federation, hidden: Sequence[int]) -> nn.Model:
-    """The model that fits the shape of the inputs: an MLP for vectors, a 1-D CNN for windows, a 2-D CNN for images.
+def fitting(shape: Sequence[int]) -> ModelName:
+    """What fits the shape of one input: an MLP for vectors, a 1-D CNN for windows, a 2-D CNN for images."""
+    if len(shape) == 2:
+        return "cnn1d"
+    return "cnn" if len(shape) == 3 and shape[0] >= 16 else "mlp"
+
+
+def make_model(federation: Federation, hidden: Sequence[int], name: ModelName | None = None) -> nn.Model:
+    """The model of a federation.
 
     Args:
       federation: the data.
       hidden: widths of the MLP's blocks.
+      name: kind of model, by default what fits.
 
     Returns:
       The model; its judged layers are its blocks, all but the head.
+
+    Raises:
+      ValueError: for a convolution over inputs of another rank.
     """
     shape, outputs = federation.x.shape[1:], federation.num_outputs
-    if len(shape) == 2:
-        return nn.functional(lambda rngs: nn.CNN1D(shape[-1], outputs, rngs=rngs))
-    if len(shape) == 3 and shape[0] >= 16:
-        return nn.functional(lambda rngs: nn.CNN(shape[-1], (16, 32), outputs, rngs=rngs))
-    return nn.functional(lambda rngs: nn.MLP(int(np.prod(shape)), tuple(hidden), outputs, rngs=rngs))
+    match name or fitting(shape):
+        case "mlp":
+            return nn.functional(lambda rngs: nn.MLP(int(np.prod(shape)), tuple(hidden), outputs, rngs=rngs))
+        case "cnn1d" if len(shape) == 2:
+            return nn.functional(lambda rngs: nn.CNN1D(shape[-1], outputs, rngs=rngs))
+        case "cnn" if len(shape) == 3:
+            return nn.functional(lambda rngs: nn.CNN(shape[-1], (16, 32), outputs, rngs=rngs))
+        case other:
+            raise ValueError(f"model must be 'mlp' or fit inputs of shape {tuple(shape)}, got {other!r}.")
 
 
 def stack_datasets(datasets: Sequence[FederatedDataset]) -> FederatedDataset:
@@ -121,31 +140,34 @@ def stack_datasets(datasets: Sequence[FederatedDataset]) -> FederatedDataset:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
 
 
-def make_setting(load_fn: Callable[[int], Federation], seeds: Sequence[int], hidden: Sequence[int]) -> Setting:
+def make_setting(
+    load_fn: Callable[[int], Federation], seeds: Sequence[int], hidden: Sequence[int], model: ModelName | None = None
+) -> Setting:
     """Loads the federation of every seed and draws the initial parameters.
 
     Args:
       load_fn: `seed -> Federation`; a seed draws the roles of the clients as well as everything else.
       seeds: the seeds.
       hidden: widths of the MLP's blocks.
+      model: kind of model, by default what fits.
 
     Returns:
       The `Setting`.
     """
     federations = [load_fn(seed) for seed in seeds]
-    model = make_model(federations[0], hidden)
+    made = make_model(federations[0], hidden, model)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     regression = federations[0].task == "regression"
     return Setting(
         task=federations[0].task,
-        model=model,
-        loss_fn=(nn.squared_error if regression else nn.cross_entropy)(model.apply),
+        model=made,
+        loss_fn=(nn.squared_error if regression else nn.cross_entropy)(made.apply),
         train=stack_datasets([to_dataset(f, TRAIN) for f in federations]),
         validation=stack_datasets([to_dataset(f, VALIDATION) for f in federations]),
         new=stack_datasets([to_dataset(f, NEW) for f in federations]),
         stimuli=jnp.stack([jnp.asarray(f.stimuli) for f in federations]),
-        params=jax.tree.map(lambda *leaves: jnp.stack(leaves), *[model.init(k) for k in init_keys]),
+        params=jax.tree.map(lambda *leaves: jnp.stack(leaves), *[made.init(k) for k in init_keys]),
         keys=run_keys,
         num_outputs=federations[0].num_outputs,
         mean_examples=float(

@@ -24,7 +24,7 @@ from experiments.personalisation.figures import plot_standing
 from experiments.personalisation.problem import Problem, make_problem
 from experiments.personalisation.tournament import SCRATCH, Tournament
 from experiments.report import print_report
-from experiments.setting import DEFAULT, PRESETS
+from experiments.setting import DEFAULT, PRESETS, ModelName
 
 NAMES = (SCRATCH, *CONTENDERS)
 
@@ -47,6 +47,8 @@ class Config:
     """Adaptation steps."""
     participation: float | None = None
     """Share of the training clients in a round; default: chosen for the data set."""
+    model: ModelName | None = None
+    """Kind of model; default: what fits the inputs."""
     inner_rate: float | None = None
     """Rate of the inner steps of meta-gradients; default: chosen for the data set."""
     alpha: float | None = None
@@ -175,7 +177,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
       Interrupted: after Ctrl-C; what was done is stored.
     """
     config.check()
-    asked_for: dict[str, Any] = {"participation": config.participation, "inner_rate": config.inner_rate}
+    asked_for = {name: getattr(config, name) for name in ("participation", "inner_rate", "model")}
     preset = PRESETS.get(config.dataset, DEFAULT)._replace(**{k: v for k, v in asked_for.items() if v is not None})
     problem = make_problem(config.load, range(config.seeds), preset, config.rounds)
     names = config.algorithms or tuple(

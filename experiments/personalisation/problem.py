@@ -100,7 +100,7 @@ def make_problem(
     """
     federations = {seed: load_fn(seed) for seed in seeds}
     split = {seed: hold_back(federation, seed) for seed, federation in federations.items()}
-    setting = make_setting(lambda seed: split[seed][0], seeds, preset.hidden)
+    setting = make_setting(lambda seed: split[seed][0], seeds, preset.hidden, preset.model)
     one = jax.tree.map(lambda x: x[0], setting.params)
     example = setting.train.examples["x"][0, :1]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import datasets
+from experiments import datasets, setting
 from experiments.datasets import TRAIN
 from experiments.evaluation import RATES
 from experiments.personalisation import command, contenders, problem, program, tournament
@@ -62,6 +62,32 @@ def test_everybody_has_a_grid_of_one_size():
     assert all(len(set(c.rates)) == len(c.rates) for c in contenders.CONTENDERS.values())
     labels = [contender.label for contender in contenders.CONTENDERS.values()]
     assert len(set(labels)) == len(labels)
+
+
+def test_scores_do_not_depend_on_how_clients_are_laid_out(small, monkeypatch):
+    def score():
+        trained = program.untrained(small)
+        scorer = program.Scorer(small.setting)
+        return scorer(trained.newcomer, small.setting.new, "sgd", 0.1, 2, (0, 2), one_for_all=True)
+
+    in_turn = score()
+    monkeypatch.setattr(program, "side_by_side", lambda: None)
+    for a, b in zip(score(), in_turn, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((11,), "mlp"), ((100, 3), "cnn1d"), ((28, 28, 1), "cnn"), ((3, 4, 5), "mlp")]
+)
+def test_the_model_fits_the_inputs(shape, fits):
+    assert setting.fitting(shape) == fits
+
+
+def test_a_model_by_name():
+    federation = load(0)
+    assert set(setting.make_model(federation, (6,), "mlp").init(jax.random.key(0))) == {"block1", "head"}
+    with pytest.raises(ValueError, match=r"model must be 'mlp' or fit inputs of shape \(\d+,.*\), got 'cnn'"):
+        setting.make_model(federation, (6,), "cnn")
 
 
 @pytest.mark.parametrize("name", [n for n, c in contenders.CONTENDERS.items() if not c.needs_classes])

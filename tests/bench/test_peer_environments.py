@@ -100,8 +100,8 @@ def test_failed_installation_is_reported_and_leaves_no_stamp(tmp_path, monkeypat
 
 def test_installation_that_really_fails(tmp_path):
     requirements = tmp_path / "peer.txt"
-    requirements.write_text(f"{tmp_path}/nothing-here-1.0-py3-none-any.whl\n", encoding="utf-8")
-    with pytest.raises(peers.PeerUnavailable, match="cannot install peer: .*nothing-here"):
+    requirements.write_text(f"{tmp_path}/nothing_here-1.0-py3-none-any.whl\n", encoding="utf-8")
+    with pytest.raises(peers.PeerUnavailable, match="cannot install peer: .*nothing_here"):
         environment.ensure("peer", requirements, cache=tmp_path / "cache", tell=lambda text: None)
 
 

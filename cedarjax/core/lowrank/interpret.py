@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
+from cedarjax.core.jaxprs import scan_counts
 from cedarjax.core.lowrank.matrix import Choice, Matrix, is_zero
 from cedarjax.core.lowrank.values import SPECIAL, Product, Splat, Stack, Value, dense, scalar
 
@@ -127,7 +128,7 @@ class Interpreter:
         return results
 
     def _scan(self, eqn: jex.JaxprEqn, operands: list[Value]) -> list[Value] | None:
-        num_consts, num_carry = _scan_counts(eqn)
+        num_consts, num_carry = scan_counts(eqn)
         consts, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
         stacked = operands[num_consts + num_carry :]
         if not any(isinstance(value, Matrix) and not value.is_zero for value in carry):
@@ -252,20 +253,6 @@ class Interpreter:
             return None
         chosen = cases[1].where(Choice(jnp.asarray(which, bool), self._is_given), cases[0])
         return None if chosen is None else [chosen]
-
-
-def _scan_counts(eqn: jex.JaxprEqn) -> tuple[int, int]:
-    """Constants and carried values of a scan: what is stacked has one axis less inside.
-
-    How the parameters of the primitive say it differs between versions of JAX.
-    """
-    body = eqn.params["jaxpr"].jaxpr
-
-    def num_kept(outside: Sequence[Any], inside: Sequence[Any]) -> int:
-        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
-
-    num_carry = num_kept(eqn.outvars, body.outvars)
-    return num_kept(eqn.invars, body.invars) - num_carry, num_carry
 
 
 def _choose(choice: Choice, a: Value, b: Value) -> Value:

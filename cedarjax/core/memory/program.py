@@ -11,6 +11,8 @@ from typing import Any
 
 from jax.extend import core as jex
 
+from cedarjax.core.jaxprs import scan_counts
+
 ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bitcast_convert_type cbrt ceil clamp
     convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite
@@ -223,7 +225,7 @@ class _Reader:
 
     def _scan(self, eqn: jex.JaxprEqn, args: list[Value | None]) -> list[Value | None]:
         body, avals = eqn.params["jaxpr"], [var.aval for var in eqn.outvars]
-        num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+        num_consts, num_carry = scan_counts(eqn)
         num_fixed = num_consts + num_carry
         if eqn.params["length"] != 1:
             loop = Loop(trace_program(body), num_consts, num_carry, args[num_consts:num_fixed])

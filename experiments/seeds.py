@@ -8,11 +8,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cedarjax as cj
+from cedarjax.core.chunks import ChunkSize
 
 
-def side_by_side() -> int | None:
-    """Clients or seeds that a device runs at once: one on a CPU, so that weights stay in cache; else all of them."""
-    return 1 if jax.default_backend() == "cpu" else None
+def side_by_side() -> ChunkSize:
+    """Clients or seeds that a device runs at once: one on a CPU, so that weights stay in cache; else all that fit."""
+    return 1 if jax.default_backend() == "cpu" else "auto"
 
 
 class OverSeeds:

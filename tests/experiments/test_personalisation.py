@@ -64,14 +64,15 @@ def test_everybody_has_a_grid_of_one_size():
     assert len(set(labels)) == len(labels)
 
 
-def test_scores_do_not_depend_on_how_clients_are_laid_out(small, monkeypatch):
+@pytest.mark.parametrize("chunk_size", [None, "auto"])
+def test_scores_do_not_depend_on_how_clients_are_laid_out(chunk_size, small, monkeypatch):
     def score():
         trained = program.untrained(small)
         scorer = program.Scorer(small.setting)
         return scorer(trained.newcomer, small.setting.new, "sgd", 0.1, 2, (0, 2), one_for_all=True)
 
     in_turn = score()
-    monkeypatch.setattr(program, "side_by_side", lambda: None)
+    monkeypatch.setattr(program, "side_by_side", lambda: chunk_size)
     for a, b in zip(score(), in_turn, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -156,6 +156,7 @@ def temporary_memory(local, params, num_features, num_rows):
     return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="said of XLA:CPU; an H200 took 34.0 and 35.0 MiB")
 def test_memory_of_ten_inner_steps():
     """Four layers of 256 units on images of 784 numbers, 2048 support and 2048 query examples."""
     sizes = [784, 256, 256, 256, 256, 10]

@@ -81,18 +81,26 @@ def table(view: View, runs: Mapping[str, Records]) -> str:
     return "\n".join(lines)
 
 
+def _mean(scores: np.ndarray) -> float:
+    """Mean over seeds, below everything where one of them is not finite."""
+    mean = float(np.mean(scores))
+    return mean if np.isfinite(mean) else -np.inf
+
+
 def _ranks(found: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Share of the other algorithms that are better, 0 for the best."""
-    means = {key: float(np.mean(scores)) for key, scores in found.items()}
+    means = {key: _mean(scores) for key, scores in found.items()}
     return {key: sum(other > mean for other in means.values()) / len(means) for key, mean in means.items()}
 
 
 def _cell(key: str, found: Mapping[str, np.ndarray]) -> str:
     if key not in found:
         return ABSENT
-    best = max(found.values(), key=lambda scores: float(np.mean(scores)))
-    mean, spread = float(np.mean(found[key])), float(np.std(found[key]))
-    is_best = mean >= float(np.mean(best)) - float(np.std(best))
+    best = max(found.values(), key=_mean)
+    mean, spread = _mean(found[key]), float(np.std(found[key]))
+    if not np.isfinite(mean):
+        return "diverged"
+    is_best = mean >= _mean(best) - float(np.std(best))
     told = f"{_short(mean)} ±{_short(spread)}"
     return f"**{told}**" if is_best else told
 

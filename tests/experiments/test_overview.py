@@ -38,6 +38,14 @@ def test_a_table(tmp_path):
     ]
 
 
+def test_a_run_that_diverged_is_last(tmp_path):
+    one = store(tmp_path / "one", fedavg=record([[0.0, None], [0.0, 0.9]]), maml=record([[0.0, -5.0], [0.0, -5.0]]))
+    assert overview.table(overview.VIEWS[1], {"one": overview.load_records(one)}).splitlines()[2:] == [
+        "| MAML | **-5.000 ±.000** |",
+        "| FedAvg | diverged |",
+    ]
+
+
 def test_the_worst_tenth_is_of_clients_after_the_last_step():
     clients = np.zeros((2, 20, 2))
     clients[:, :, 1] = np.linspace(0.05, 1.0, 20)

@@ -99,7 +99,9 @@ def draw_uploads(ax: Axes, rounds: Any, layers: Sequence[str], fraction: Any) ->
     return image
 
 
-def draw_bytes(ax: Axes, curves: BytesCurves, *, metric: str = "accuracy", order: Order = None) -> None:
+def draw_bytes(
+    ax: Axes, curves: BytesCurves, *, metric: str = "accuracy", order: Order = None, is_log: bool = False
+) -> None:
     """A metric against the bytes that all clients have uploaded so far.
 
     Args:
@@ -107,6 +109,7 @@ def draw_bytes(ax: Axes, curves: BytesCurves, *, metric: str = "accuracy", order
       curves: algorithm to `(bytes, values)`, each `[R, P]` or `[P]`; bytes are cumulative counts.
       metric: name of what is drawn.
       order: all algorithms of the report.
+      is_log: whether bytes differ by orders of magnitude.
     """
     sent = {name: np.nanmean(_runs(f"bytes of {name}", pair[0]), axis=0) for name, pair in curves.items()}
     unit, scale = byte_unit(max((values.max() for values in sent.values()), default=0))
@@ -117,6 +120,8 @@ def draw_bytes(ax: Axes, curves: BytesCurves, *, metric: str = "accuracy", order
         ax.plot(x[-1], end.mean(), style.marker, color=style.color, markersize=7, markeredgecolor="white", zorder=4)
     ax.set(xlabel=f"uploaded by all clients [{unit}]", ylabel=metric)
     _tidy(ax, metric, integer_x=False)
+    if is_log:
+        ax.set_xscale("log")
 
 
 def draw_spread(
@@ -186,12 +191,17 @@ def plot_uploads(path: str | os.PathLike[str], rounds: Any, layers: Sequence[str
 
 
 def plot_bytes(
-    path: str | os.PathLike[str], curves: BytesCurves, *, metric: str = "accuracy", order: Order = None
+    path: str | os.PathLike[str],
+    curves: BytesCurves,
+    *,
+    metric: str = "accuracy",
+    order: Order = None,
+    is_log: bool = False,
 ) -> None:
     """Writes `draw_bytes` as a PNG."""
     with page(path, (6.8, 4.2)) as figure:
         ax = figure.subplots()
-        draw_bytes(ax, curves, metric=metric, order=order)
+        draw_bytes(ax, curves, metric=metric, order=order, is_log=is_log)
         ax.set_title("What the upload buys")
         legend(figure, curves, order)
 

@@ -1,5 +1,12 @@
 """Types, reductions over clients, the client axis, rounds and runs."""
 
+from cedarjax.core.asynchrony import Arrival as Arrival
+from cedarjax.core.asynchrony import AsyncServer as AsyncServer
+from cedarjax.core.asynchrony import AsyncServerState as AsyncServerState
+from cedarjax.core.asynchrony import Receipt as Receipt
+from cedarjax.core.asynchrony import async_server as async_server
+from cedarjax.core.asynchrony import finite_upload as finite_upload
+from cedarjax.core.asynchrony import uploaded_model as uploaded_model
 from cedarjax.core.axis import as_rows as as_rows
 from cedarjax.core.axis import as_update as as_update
 from cedarjax.core.axis import num_clients as num_clients
@@ -13,6 +20,14 @@ from cedarjax.core.batches import shuffled_epochs as shuffled_epochs
 from cedarjax.core.batches import take_batch as take_batch
 from cedarjax.core.batches import take_rows as take_rows
 from cedarjax.core.chunks import ChunkSize as ChunkSize
+from cedarjax.core.clock import DurationFn as DurationFn
+from cedarjax.core.clock import RoundTimes as RoundTimes
+from cedarjax.core.clock import exponential_durations as exponential_durations
+from cedarjax.core.clock import fixed_durations as fixed_durations
+from cedarjax.core.clock import lognormal_durations as lognormal_durations
+from cedarjax.core.clock import shifted_exponential_durations as shifted_exponential_durations
+from cedarjax.core.clock import synchronous_time as synchronous_time
+from cedarjax.core.clock import time_to_target as time_to_target
 from cedarjax.core.cohort import CohortMap as CohortMap
 from cedarjax.core.cohort import MapFn as MapFn
 from cedarjax.core.cohort import cohort_map as cohort_map
@@ -30,6 +45,11 @@ from cedarjax.core.epochs import in_sequence as in_sequence
 from cedarjax.core.epochs import local_training as local_training
 from cedarjax.core.epochs import pull_towards as pull_towards
 from cedarjax.core.epochs import train_epochs as train_epochs
+from cedarjax.core.events import AsyncHistory as AsyncHistory
+from cedarjax.core.events import Simulation as Simulation
+from cedarjax.core.events import SimulationState as SimulationState
+from cedarjax.core.events import simulate as simulate
+from cedarjax.core.events import staleness_histogram as staleness_histogram
 from cedarjax.core.inner import centered_gram as centered_gram
 from cedarjax.core.inner import products as products
 from cedarjax.core.inner import with_inner as with_inner
@@ -58,6 +78,10 @@ from cedarjax.core.run import History as History
 from cedarjax.core.run import RunState as RunState
 from cedarjax.core.run import init_run as init_run
 from cedarjax.core.run import run_rounds as run_rounds
+from cedarjax.core.selection import Selection as Selection
+from cedarjax.core.selection import Selector as Selector
+from cedarjax.core.selection import take_selection as take_selection
+from cedarjax.core.simulation import simulation as simulation
 from cedarjax.core.steps import masked_scan as masked_scan
 from cedarjax.core.streaming import RoundStream as RoundStream
 from cedarjax.core.streaming import Totals as Totals
@@ -88,10 +112,15 @@ from cedarjax.core.types import Upload as Upload
 
 __all__ = [
     "Aggregator",
+    "Arrival",
+    "AsyncHistory",
+    "AsyncServer",
+    "AsyncServerState",
     "ChunkSize",
     "ClientData",
     "Cohort",
     "CohortMap",
+    "DurationFn",
     "Epochs",
     "FederatedAlgorithm",
     "FederatedDataset",
@@ -107,26 +136,36 @@ __all__ = [
     "Params",
     "Part",
     "PyTree",
+    "Receipt",
     "Representation",
     "RoundInfo",
     "RoundStream",
+    "RoundTimes",
     "RunState",
+    "Selection",
+    "Selector",
     "ServerState",
     "Shared",
+    "Simulation",
+    "SimulationState",
     "Stream",
     "Totals",
     "Upload",
     "accumulator",
     "as_rows",
     "as_update",
+    "async_server",
     "batch_indices",
     "centered_gram",
     "check_positive",
     "cohort_map",
     "dense",
     "displacement",
+    "exponential_durations",
     "federated_round",
     "finite_rows",
+    "finite_upload",
+    "fixed_durations",
     "freeze",
     "gram",
     "in_part",
@@ -140,6 +179,7 @@ __all__ = [
     "leaf_names",
     "leaf_owners",
     "local_training",
+    "lognormal_durations",
     "map_columns",
     "masked_scan",
     "mean_loss",
@@ -157,18 +197,26 @@ __all__ = [
     "represented",
     "run_rounds",
     "sample_cohort",
+    "shifted_exponential_durations",
     "shuffled_epochs",
+    "simulate",
+    "simulation",
     "sq_norms",
+    "staleness_histogram",
     "stream_blocks",
     "streamed_round",
+    "synchronous_time",
     "take_batch",
     "take_clients",
     "take_info",
     "take_rows",
+    "take_selection",
+    "time_to_target",
     "train",
     "train_epochs",
     "train_only",
     "tree_structure",
+    "uploaded_model",
     "weighted_mean",
     "weighted_sum",
     "with_inner",

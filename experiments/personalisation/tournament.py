@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cedarjax import metrics
 from experiments import files
-from experiments.comparison import Interrupted, polite_interrupts, told_steps
+from experiments.comparison import told_steps
 from experiments.evaluation import RATES, Adaptation, chosen_steps, metric_name
+from experiments.one_by_one import one_by_one
 from experiments.personalisation.contenders import CONTENDERS, Contender
 from experiments.personalisation.problem import Problem
 from experiments.personalisation.program import Scorer, Trained, shared_bytes, train, untrained
@@ -58,6 +58,12 @@ def choose(problem: Problem, scorer: Scorer, trained: Trained, num_steps: int) -
     return best
 
 
+def _told(record: dict[str, Any]) -> str:
+    """What the progress says of a contender: new clients before and after."""
+    last = np.asarray(record["scores"], np.float64).mean(axis=0)
+    return f"{record['name']} {last[0]:.3f} -> {last[-1]:.3f}"
+
+
 class Tournament:
     """Fills the run directory with one file for each contender.
 
@@ -84,25 +90,8 @@ class Tournament:
         Raises:
           Interrupted: after Ctrl-C, when the contender that was running has been stored.
         """
-        records = []
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        told = TextColumn("{task.fields[told]}")
-        with (
-            polite_interrupts() as pressed,
-            Progress(*columns, TimeElapsedColumn(), told, console=self.console) as progress,
-        ):
-            task = progress.add_task("", total=len(self.names), told="")
-            for name in self.names:
-                path = self.places.root / "contenders" / f"{name}.json"
-                progress.update(task, description=CONTENDERS[name].label if name in CONTENDERS else "no training")
-                if not path.exists():
-                    files.write_json(path, self._one(name))
-                records.append(files.read_json(path))
-                last = np.mean(records[-1]["scores"], axis=0)
-                progress.update(task, advance=1, told=f"{records[-1]['name']} {last[0]:.3f} -> {last[-1]:.3f}")
-                if pressed and name != self.names[-1]:
-                    raise Interrupted(f"stopped after {records[-1]['name']}")
-        return records
+        labels = {n: CONTENDERS[n].label if n in CONTENDERS else "no training" for n in self.names}
+        return one_by_one(labels, self._one, self.places.root / "contenders", self.console, told=_told)
 
     def _one(self, name: str) -> dict[str, Any]:
         problem, setting = self.problem, self.problem.setting

@@ -21,7 +21,7 @@ from bench.measure import Workload, fastest, measure
 from bench.report import Result, print_ceilings, print_machine, print_result, write_json
 from bench.versus import compare
 
-Name = Literal["mlp", "cnn", "femnist", "maml_mlp", "maml_cnn", "cedar", "robust", "scale", "conv", "chunks"]
+Name = Literal["mlp", "cnn", "femnist", "maml_mlp", "maml_cnn", "cedar", "robust", "scale", "conv", "chunks", "events"]
 MOST_PEER_PARAMS = 1_000_000  # of which a hundred clients have as many bytes as peers can hold a few times over
 
 

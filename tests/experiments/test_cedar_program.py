@@ -211,7 +211,7 @@ def test_only_the_last_checkpoints_are_kept(small_setting, tmp_path):
         (["--dataset", "digits", "--seeds", "0"], "seeds must be at least 1"),
         (["--dataset", "digits", "--budget", "1.5"], "budget must satisfy 0 < budget <= 1, got 1.5"),
         (["--dataset", "digits", "--resume", "nowhere"], "nowhere"),
-        (["--dataset", "digits", "--alpha", "0.5"], "alpha is not an option of data set 'digits'"),
+        (["--dataset", "digits", "--heterogeneity", "rotation"], "heterogeneity is not an option of data set 'digits'"),
     ],
 )
 def test_bad_input_is_named(arguments, message, tmp_path, monkeypatch, capsys):

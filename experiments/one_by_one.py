@@ -26,7 +26,7 @@ def one_by_one(
     Args:
       labels: name of each piece, which is that of its file, to how it is shown.
       work: `name -> record`, which is stored as JSON.
-      folder: where the files are.
+      folder: where the files are, in a run directory.
       console: where progress is shown.
       told: what the progress says of the last record.
 
@@ -34,7 +34,8 @@ def one_by_one(
       The records in the order of the names, as they are stored.
 
     Raises:
-      Interrupted: after Ctrl-C, when the piece that was being done has been stored.
+      Interrupted: after Ctrl-C, when the piece that was being done has been stored and the user has been told how to go
+        on.
     """
     records: list[Record] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -50,5 +51,9 @@ def one_by_one(
             records.append(files.read_json(path))
             progress.update(task, advance=1, told=told(records[-1]))
             if pressed and name != names[-1]:
-                raise Interrupted(f"stopped after {labels[name]}")
+                break
+    if len(records) < len(names):
+        stopped = f"stopped after {labels[names[len(records) - 1]]}"
+        console.print(f"\nInterrupted, {stopped}. The same command goes on with {folder.parent}.", soft_wrap=True)
+        raise Interrupted(stopped)
     return records

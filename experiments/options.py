@@ -1,5 +1,6 @@
 """What the command lines share."""
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,17 @@ def check_names(option: str, names: Sequence[str], known: Collection[str]) -> No
             raise ValueError(f"{option} must be among {', '.join(known)}, got {name!r}.{hint}")
     if len(set(names)) < len(names):
         raise ValueError(f"{option} must differ from each other, got {', '.join(names)}.")
+
+
+def asked_for(config: Any) -> dict[str, Any]:
+    """What makes a run what it is, as it is stored: all options but where files are.
+
+    Args:
+      config: dataclass of options, among them `out` and `data_dir`.
+    """
+    asked = dataclasses.asdict(config)
+    asked.pop("out")
+    return files.plain({**asked, "data_dir": None})
 
 
 def open_run(folder: Path, config: Mapping[str, Any], *, may_differ: Iterable[str]) -> files.RunDir:

@@ -19,9 +19,8 @@ from experiments.asynchrony.contenders import CONTENDERS
 from experiments.asynchrony.problem import Problem, make_problem
 from experiments.asynchrony.summary import plot_clock, print_summary, write_summary
 from experiments.cedar import use_all_cores
-from experiments.comparison import Interrupted
 from experiments.one_by_one import one_by_one
-from experiments.options import check_names, exit_status, open_run
+from experiments.options import asked_for, check_names, exit_status, open_run
 from experiments.seeds import OverSeeds
 
 
@@ -118,13 +117,6 @@ def contend(name: str, config: Config, problem: Problem) -> dict[str, Any]:
     }
 
 
-def run_config(config: Config) -> dict[str, Any]:
-    """What makes a run what it is, as it is stored."""
-    asked = dataclasses.asdict(config)
-    asked.pop("out")
-    return files.plain({**asked, "data_dir": None})
-
-
 def run(config: Config, console: Console) -> dict[str, Any]:
     """Runs what the options describe and prints the report.
 
@@ -155,25 +147,21 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     if config.active > problem.setting.num_train:
         raise ValueError(f"active must be at most {problem.setting.num_train} (all clients), got {config.active}.")
     names = config.algorithms or tuple(CONTENDERS)
-    places = open_run(config.folder, run_config(config), may_differ=("algorithms", "target"))
+    places = open_run(config.folder, asked_for(config), may_differ=("algorithms", "target"))
     labels = {name: CONTENDERS[name].label for name in names}
-    try:
-        records = one_by_one(
-            labels,
-            lambda name: contend(name, config, problem),
-            places.root / "contenders",
-            console,
-            told=lambda record: f"{record['name']} {np.mean(record['accuracy'], axis=0)[-1]:.3f}",
-        )
-    except Interrupted as stop:
-        console.print(f"\nStopped: {stop}. The same command goes on with {places.root}.", soft_wrap=True)
-        raise
+    records = one_by_one(
+        labels,
+        lambda name: contend(name, config, problem),
+        places.root / "contenders",
+        console,
+        told=lambda record: f"{record['name']} {np.mean(record['accuracy'], axis=0)[-1]:.3f}",
+    )
     best = max(float(np.mean(record["accuracy"], axis=0)[-1]) for record in records)
     results = {
         "title": f"{config.dataset}, {problem.setting.num_train} clients, {config.active} at once, {config.jobs} jobs",
         "target": round(0.95 * best, 3) if config.target is None else config.target,
         "runs": records,
-        "config": run_config(config),
+        "config": asked_for(config),
         "dataset": datasets.summary(config.load(0)),
     }
     plot_clock(places.plots / "clock.png", results)

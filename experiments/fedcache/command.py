@@ -16,12 +16,11 @@ from rich.console import Console
 
 from experiments import datasets, files, plots
 from experiments.cedar import use_all_cores
-from experiments.comparison import Interrupted
 from experiments.fedcache.contenders import CONTENDERS
 from experiments.fedcache.problem import Problem, make_problem
 from experiments.fedcache.summary import print_summary, write_summary
 from experiments.one_by_one import one_by_one
-from experiments.options import check_names, exit_status, open_run
+from experiments.options import asked_for, check_names, exit_status, open_run
 from experiments.seeds import OverSeeds
 
 
@@ -109,13 +108,6 @@ def contend(name: str, config: Config, problem: Problem) -> dict[str, Any]:
     }
 
 
-def run_config(config: Config) -> dict[str, Any]:
-    """What makes a run what it is, as it is stored."""
-    asked = dataclasses.asdict(config)
-    asked.pop("out")
-    return files.plain({**asked, "data_dir": None})
-
-
 def run(config: Config, console: Console) -> dict[str, Any]:
     """Runs what the options describe and prints the report.
 
@@ -139,25 +131,21 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         embedding_dim=config.embedding_dim,
     )
     names = config.algorithms or tuple(CONTENDERS)
-    places = open_run(config.folder, run_config(config), may_differ=("algorithms",))
+    places = open_run(config.folder, asked_for(config), may_differ=("algorithms",))
     labels = {name: CONTENDERS[name].label for name in names}
-    try:
-        records = one_by_one(
-            labels,
-            lambda name: contend(name, config, problem),
-            places.root / "contenders",
-            console,
-            told=lambda record: f"{record['name']} {np.mean(record['curve'], axis=0)[-1]:.3f}",
-        )
-    except Interrupted as stop:
-        console.print(f"\nStopped: {stop}. The same command goes on with {places.root}.", soft_wrap=True)
-        raise
+    records = one_by_one(
+        labels,
+        lambda name: contend(name, config, problem),
+        places.root / "contenders",
+        console,
+        told=lambda record: f"{record['name']} {np.mean(record['curve'], axis=0)[-1]:.3f}",
+    )
     points = np.arange(1, config.points + 1) * (config.rounds // config.points)
     results = {
         "title": f"{config.dataset}, {config.fleet} fleet of {problem.num_clients} clients, {config.rounds} rounds",
         "rounds": points.tolist(),
         "runs": records,
-        "config": run_config(config),
+        "config": asked_for(config),
         "dataset": datasets.summary(config.load(0)),
         "fleet": {name: problem.num_bytes(name) for name in problem.fleet},
     }

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from experiments import datasets, files, page, plots
 from experiments.cedar import use_all_cores
-from experiments.comparison import Interrupted, told_steps
+from experiments.comparison import told_steps
 from experiments.datasets import Federation
 from experiments.evaluation import metric_name
-from experiments.options import check_names, exit_status, open_run
+from experiments.options import asked_for, check_names, exit_status, open_run
 from experiments.personalisation.contenders import CLIENT_RATES, CONTENDERS
 from experiments.personalisation.figures import plot_standing
 from experiments.personalisation.problem import Problem, make_problem
@@ -156,10 +156,8 @@ def draw(results: dict[str, Any], places: files.RunDir, num_steps: int) -> dict[
 
 def run_config(config: Config, problem: Problem) -> dict[str, Any]:
     """What makes a run what it is, as it is stored."""
-    asked = dataclasses.asdict(config)
-    asked.pop("out")
     given = {name: getattr(problem, name) for name in ("rounds", "cohort", "batch_size", "inner_rate")}
-    return files.plain({**asked, **given, "data_dir": None})
+    return {**asked_for(config), **files.plain(given)}
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:
@@ -185,11 +183,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     )
     asked = run_config(config, problem)
     places = open_run(config.folder, asked, may_differ=("algorithms",))
-    try:
-        records = Tournament(problem, names, config.steps, places, console).run()
-    except Interrupted as stop:
-        console.print(f"\nStopped: {stop}. The same command goes on with {places.root}.", soft_wrap=True)
-        raise
+    records = Tournament(problem, names, config.steps, places, console).run()
     results = results_of(config, problem, records, datasets.summary(config.load(0)))
     results["plots"] = draw(results, places, config.steps)
     files.write_json(places.results, results)

@@ -50,6 +50,10 @@ class Config:
     """Related samples of each sample."""
     embedding_dim: int = 256
     """Features of the random layer by which samples are related."""
+    encoder: Path | None = None
+    """File of a trained network to relate samples by in its place, see `experiments.fedcache.encoders`."""
+    index: Literal["exact", "hnsw"] = "exact"
+    """How related samples are found: all pairs of a class, or a graph on the host (needs hnswlib)."""
     out: Path | None = None
     """Run directory; default: runs/fedcache-DATASET-FLEET."""
 
@@ -129,6 +133,8 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         config.fleet,
         num_related=config.num_related,
         embedding_dim=config.embedding_dim,
+        encoder_file=config.encoder,
+        index=config.index,
     )
     names = config.algorithms or tuple(CONTENDERS)
     places = open_run(config.folder, asked_for(config), may_differ=("algorithms",))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,10 @@ import numpy as np
 from cedarjax import distill, nn
 from cedarjax.core import ClientData, FederatedDataset, take_clients
 from cedarjax.data import federated_dataset
+from cedarjax.distill.encoders import Encoder
 from experiments.datasets import Federation
+from experiments.fedcache.encoders import load_encoder
+from experiments.fedcache.neighbours import hnsw_relations
 from experiments.setting import stack_datasets
 
 TEST_SHARE = 0.25
@@ -98,16 +102,41 @@ def split_rows(federation: Federation, seed: int) -> tuple[FederatedDataset, Fed
 
 
 def relate(
-    dataset: FederatedDataset, encoder: Callable[[jax.Array], jax.Array], num_related: int, num_rows: int
+    dataset: FederatedDataset, encoder: Encoder, num_related: int, num_rows: int, index: str = "exact"
 ) -> distill.Relations:
-    """Relations of the rows of one seed, filled up to `num_rows` with rows that are related to nothing."""
-    x, y = dataset.examples["x"], dataset.examples["y"]
-    relations = distill.build_relations(distill.embed(encoder, x - x.mean(axis=0, keepdims=True)), y, num_related)
+    """Relations of the rows of one seed, filled up to `num_rows` with rows that are related to nothing.
+
+    Args:
+      dataset: the rows.
+      encoder: relates them.
+      num_related: `R`.
+      num_rows: rows wanted.
+      index: `"exact"` or `"hnsw"`.
+    """
+    embeddings, y = distill.embed(encoder, dataset.examples["x"]), dataset.examples["y"]
+    if index == "exact":
+        relations = distill.build_relations(embeddings, y, num_related)
+    else:
+        relations = hnsw_relations(np.asarray(embeddings), np.asarray(y), num_related)
     return jax.tree.map(lambda a: jnp.pad(a, [(0, num_rows - a.shape[0]), (0, 0)]), relations)
 
 
+def random_encoder(dataset: FederatedDataset, embedding_dim: int) -> Encoder:
+    """A random layer on centred inputs."""
+    x = dataset.examples["x"]
+    encoder, centre = distill.random_features(jax.random.key(0), x.shape[1:], embedding_dim), x.mean(0, keepdims=True)
+    return lambda x: encoder(x - centre)
+
+
 def make_problem(
-    load_fn: Callable[[int], Federation], num_seeds: int, fleet: str, *, num_related: int, embedding_dim: int
+    load_fn: Callable[[int], Federation],
+    num_seeds: int,
+    fleet: str,
+    *,
+    num_related: int,
+    embedding_dim: int,
+    encoder_file: Path | None = None,
+    index: str = "exact",
 ) -> Problem:
     """Loads the clients of every seed, draws a model for each, and relates their samples.
 
@@ -117,6 +146,8 @@ def make_problem(
       fleet: key of `FLEETS`.
       num_related: `R`.
       embedding_dim: `d`, features of a random layer that all clients share.
+      encoder_file: parameters of a network to embed with in place of it, see `load_encoder`.
+      index: how related samples are found, `"exact"` or `"hnsw"`.
 
     Returns:
       The `Problem`.
@@ -132,9 +163,12 @@ def make_problem(
     shape, num_classes = federations[0].x.shape[1:], federations[0].num_outputs
     split = [split_rows(federation, seed) for seed, federation in enumerate(federations)]
     train = stack_datasets([kept for kept, _ in split])
-    encoder = distill.random_features(jax.random.key(0), shape, embedding_dim)
     num_rows = train.examples["y"].shape[1]
-    relations = [relate(kept, encoder, num_related, num_rows) for kept, _ in split]
+    trained = None if encoder_file is None else load_encoder(encoder_file, shape)
+    relations = [
+        relate(kept, trained[0] if trained else random_encoder(kept, embedding_dim), num_related, num_rows, index)
+        for kept, _ in split
+    ]
     keys = jnp.stack([jax.random.key(seed) for seed in range(num_seeds)])
     init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     num_clients = train.offsets.shape[1] - 1
@@ -153,7 +187,7 @@ def make_problem(
         test=stack_datasets([kept for _, kept in split]),
         relations=jax.tree.map(lambda *a: jnp.stack(a), *relations),
         num_classes=num_classes,
-        embedding_dim=embedding_dim,
+        embedding_dim=trained[1] if trained else embedding_dim,
         mean_rows=float(train.offsets[:, -1].mean()) / num_clients,
         keys=run_keys,
     )

@@ -35,7 +35,8 @@ def importance(*args, **kwargs):
 
 @given(data=st.data(), num_clients=st.integers(1, 6), share=st.floats(0, 1))
 def test_probabilities_by_the_formula(data, num_clients, share):
-    values = st.one_of(st.floats(0, 100, width=32), st.sampled_from([-1.0, 0.0, np.inf, np.nan]))
+    # XLA flushes subnormal numbers to zero.
+    values = st.one_of(st.floats(0, 100, width=32, allow_subnormal=False), st.sampled_from([-1.0, 0.0, np.inf, np.nan]))
     signal = data.draw(st.lists(values, min_size=num_clients, max_size=num_clients))
     available = data.draw(st.lists(st.booleans(), min_size=num_clients, max_size=num_clients))
     got = cj.select.importance_probabilities(jnp.array(signal, jnp.float32), jnp.array(available), share)

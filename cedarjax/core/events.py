@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from cedarjax.core.asynchrony import AsyncServerState
 from cedarjax.core.fleet import EventQueue, IdleClients
+from cedarjax.core.segments import check_segments, scan_segments
 from cedarjax.core.types import Params, PyTree, Shared
 
 
@@ -108,26 +109,8 @@ def simulate(
     Raises:
       ValueError: if `num_events` is negative or `eval_every` does not divide it.
     """
-    if num_events < 0:
-        raise ValueError(f"num_events must be at least 0, got {num_events}.")
-    if eval_every < 1 or (eval_fn is not None and num_events % eval_every):
-        raise ValueError(f"eval_every must be at least 1 and divide num_events, got {eval_every} and {num_events}.")
-
-    def one_event(state: SimulationState, _: None) -> tuple[SimulationState, AsyncHistory]:
-        return fleet.step(state, key)
-
-    if eval_fn is None:
-        state, history = jax.lax.scan(one_event, state, None, length=num_events)
-        return state, history, None
-
-    eval_key = jax.random.fold_in(key, jnp.uint32(2**32 - 1))
-
-    def segment(state: SimulationState, _: None) -> tuple[SimulationState, tuple[AsyncHistory, PyTree]]:
-        state, history = jax.lax.scan(one_event, state, None, length=eval_every)
-        return state, (history, eval_fn(state.server.params, eval_key))
-
-    state, (history, metrics) = jax.lax.scan(segment, state, None, length=num_events // eval_every)
-    return state, jax.tree.map(lambda x: x.reshape(num_events, *x.shape[2:]), history), metrics
+    check_segments("num_events", num_events, eval_every, has_eval=eval_fn is not None)
+    return scan_segments(lambda state: fleet.step(state, key), state, key, num_events, eval_fn, eval_every)
 
 
 def staleness_histogram(history: AsyncHistory, max_staleness: int) -> jax.Array:

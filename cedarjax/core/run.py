@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cedarjax.core.dataset import FederatedDataset, sample_cohort
+from cedarjax.core.segments import check_segments, scan_segments
 from cedarjax.core.selection import Selector, take_selection
 from cedarjax.core.types import FederatedAlgorithm, Params, PyTree, ServerState
 
@@ -120,10 +121,7 @@ def run_rounds(
       >>> print(f"{state.server.params:.3f}", history.client_id.shape)
       3.000 (20, 2)
     """
-    if num_rounds < 0:
-        raise ValueError(f"num_rounds must be at least 0, got {num_rounds}.")
-    if eval_every < 1 or (eval_fn is not None and num_rounds % eval_every):
-        raise ValueError(f"eval_every must be at least 1 and divide num_rounds, got {eval_every} and {num_rounds}.")
+    check_segments("num_rounds", num_rounds, eval_every, has_eval=eval_fn is not None)
     if selector is not None:
         if num_clients is not None:
             raise ValueError(
@@ -132,7 +130,7 @@ def run_rounds(
         _check_selector(selector, state.selection, dataset.num_clients)
     cohort_size = dataset.num_clients if num_clients is None else num_clients
 
-    def one_round(state: RunState, _: None) -> tuple[RunState, History]:
+    def one_round(state: RunState) -> tuple[RunState, History]:
         sample_key, step_key = jax.random.split(jax.random.fold_in(key, state.server.round))
         selecting = state.selection
         if selector is None:
@@ -149,15 +147,4 @@ def run_rounds(
             selecting = selector.observe(selecting, selection, info)
         return RunState(server, clients, selecting), History(cohort.client_id, cohort.weights, info)
 
-    if eval_fn is None:
-        state, history = jax.lax.scan(one_round, state, None, length=num_rounds)
-        return state, history, None
-
-    eval_key = jax.random.fold_in(key, jnp.uint32(2**32 - 1))
-
-    def segment(state: RunState, _: None) -> tuple[RunState, tuple[History, PyTree]]:
-        state, history = jax.lax.scan(one_round, state, None, length=eval_every)
-        return state, (history, eval_fn(state.server.params, eval_key))
-
-    state, (history, metrics) = jax.lax.scan(segment, state, None, length=num_rounds // eval_every)
-    return state, jax.tree.map(lambda x: x.reshape(num_rounds, *x.shape[2:]), history), metrics
+    return scan_segments(one_round, state, key, num_rounds, eval_fn, eval_every)

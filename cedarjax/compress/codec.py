@@ -1,77 +1,21 @@
-"""The contract of a compressor, and how code for one vector is lifted to a tree.
+"""How code for one vector is lifted to a tree: leaf by leaf, or all leaves as one vector."""
 
-A compressor is written for ONE client, as a local update is. What it sends is a tree of arrays, so that it can be
-stacked over clients, moved and summed; what the receiver knows anyway (shapes, dtypes, settings) is static and costs
-nothing. The bits are those of a dense serialisation in which every field has its own width: indices of `ceil(log2 d)`
-bits, codes of `b` bits, scale factors and seeds of 32.
-"""
-
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 
+from cedarjax.compress.contract import BitsFn as BitsFn
+from cedarjax.compress.contract import Codec as Codec
+from cedarjax.compress.contract import Compressor as Compressor
+from cedarjax.compress.contract import Packed as Packed
+from cedarjax.compress.contract import Scope as Scope
+from cedarjax.compress.dither import mix
 from cedarjax.core.lowrank import dense
 from cedarjax.core.names import layer_names, leaf_names
 from cedarjax.core.types import PyTree
-
-
-class BitsFn(Protocol):
-    """`bits(compressed, mask=None, *, num_layers=None) -> int32 scalar`."""
-
-    def __call__(self, compressed: PyTree, mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
-        """Exact size of one client's upload in bits.
-
-        With a `mask`, a tree of scalars as in `Upload.mask`, leaves of mask 0 are not sent, and a bitmap of
-        `ceil(num_layers / 8)` bytes tells which came (`num_layers`: by default the layers that hold parameters).
-        """
-        ...
-
-
-class Compressor(NamedTuple):
-    """Lossy compression of one client's update as pure functions."""
-
-    init: Callable[[PyTree], PyTree]
-    """`init(params) -> state` that the client keeps between rounds, `()` for most."""
-    compress: Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]
-    """`compress(delta, state, key) -> (compressed, state)`."""
-    decompress: Callable[[PyTree], PyTree]
-    """`decompress(compressed) -> delta`, in the structure, shapes and dtypes of what was compressed."""
-    bits: BitsFn
-    """`bits(compressed, mask=None, *, num_layers=None) -> int32 scalar`, exact."""
-
-
-class Codec(NamedTuple):
-    """Lossy compression of one vector of floats; `leafwise` and `whole` make a `Compressor` of it."""
-
-    encode: Callable[[jax.Array, jax.Array], PyTree]
-    """`encode(vector, key) -> payload`; `vector` is `[d]`, in the dtype of the parameters (its arithmetic runs in
-    float32 or wider). The payload is arrays, and nothing that the receiver knows."""
-    decode: Callable[[PyTree, int], jax.Array]
-    """`decode(payload, d) -> [d]` floats."""
-    bits: Callable[[PyTree, int], jax.Array | int]
-    """`bits(payload, d)`, of a dense serialisation of the payload."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """A payload, and what its receiver knows beforehand: the tree of arrays that it stands for."""
-
-    payload: PyTree
-    """What is sent."""
-    structure: Any = dataclasses.field(metadata={"static": True})
-    """`PyTreeDef` of the arrays."""
-    arrays: tuple[jax.ShapeDtypeStruct, ...] = dataclasses.field(metadata={"static": True})
-    """Shape and dtype of each."""
-
-    @property
-    def size(self) -> int:
-        """Numbers that the payload stands for, `d`."""
-        return sum(math.prod(array.shape) for array in self.arrays)
 
 
 def _is_packed(node: Any) -> bool:
@@ -92,6 +36,12 @@ def pack(encode: Callable[[jax.Array, jax.Array], PyTree], tree: PyTree, key: ja
     Raises:
       TypeError: if a leaf does not hold floats.
     """
+    vector, structure, arrays = _vector(tree)
+    return Packed(encode(vector, key), structure, arrays)
+
+
+def _vector(tree: PyTree) -> tuple[jax.Array, Any, tuple[jax.ShapeDtypeStruct, ...]]:
+    """All numbers of a tree in the widest of its dtypes, and what is needed to go back."""
     tree = dense(tree)
     leaves, structure = jax.tree.flatten(tree)
     for name, leaf in zip(leaf_names(tree), leaves, strict=True):
@@ -100,8 +50,17 @@ def pack(encode: Callable[[jax.Array, jax.Array], PyTree], tree: PyTree, key: ja
     arrays = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     widest = max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
     parts = [leaf.astype(widest).reshape(-1) for leaf in leaves]
-    vector = parts[0] if len(parts) == 1 else jnp.concatenate([jnp.zeros(0, widest), *parts])
-    return Packed(encode(vector, key), structure, arrays)
+    return parts[0] if len(parts) == 1 else jnp.concatenate([jnp.zeros(0, widest), *parts]), structure, arrays
+
+
+def _tree(vector: jax.Array, structure: Any, arrays: tuple[jax.ShapeDtypeStruct, ...]) -> PyTree:
+    """The inverse of `_vector`."""
+    leaves, start = [], 0
+    for array in arrays:
+        end = start + math.prod(array.shape)
+        leaves.append(vector[start:end].reshape(array.shape).astype(array.dtype))
+        start = end
+    return jax.tree.unflatten(structure, leaves)
 
 
 def unpack(decode: Callable[[PyTree, int], jax.Array], packed: Packed) -> PyTree:
@@ -114,13 +73,7 @@ def unpack(decode: Callable[[PyTree, int], jax.Array], packed: Packed) -> PyTree
     Returns:
       Arrays in their shapes and dtypes.
     """
-    vector = decode(packed.payload, packed.size)
-    leaves, start = [], 0
-    for array in packed.arrays:
-        end = start + math.prod(array.shape)
-        leaves.append(vector[start:end].reshape(array.shape).astype(array.dtype))
-        start = end
-    return jax.tree.unflatten(packed.structure, leaves)
+    return _tree(decode(packed.payload, packed.size), packed.structure, packed.arrays)
 
 
 def _counted(bits: list[jax.Array | int]) -> jax.Array:
@@ -142,7 +95,7 @@ def leafwise(codec: Codec) -> Compressor:
       codec: code for one vector.
 
     Returns:
-      A `Compressor` without a state; leaf `i` draws from `fold_in(key, i)`.
+      A `Compressor` without a state; leaf `i` draws from the `i`-th of `leaf_keys`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -157,7 +110,7 @@ def leafwise(codec: Codec) -> Compressor:
 
     def compress(delta: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
         leaves, structure = jax.tree.flatten(dense(delta))
-        packed = [pack(codec.encode, leaf, jax.random.fold_in(key, i)) for i, leaf in enumerate(leaves)]
+        packed = [pack(codec.encode, leaf, k) for leaf, k in zip(leaves, leaf_keys(key, len(leaves)), strict=True)]
         return jax.tree.unflatten(structure, packed), state
 
     def decompress(compressed: PyTree) -> PyTree:
@@ -167,7 +120,42 @@ def leafwise(codec: Codec) -> Compressor:
         counts = [codec.bits(packed.payload, packed.size) for packed in jax.tree.leaves(compressed, is_leaf=_is_packed)]
         return masked_bits(counts, decompressed_names(compressed), mask, num_layers)
 
-    return Compressor(lambda params: (), compress, decompress, bits)
+    def roundtrip(delta: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree, Callable[..., jax.Array]]:
+        assert codec.roundtrip is not None
+        leaves, structure = jax.tree.flatten(dense(delta))
+        after, counts = [], []
+        for leaf, leaf_key in zip(leaves, leaf_keys(key, len(leaves)), strict=True):
+            vector, *shape = _vector(leaf)
+            vector, count = codec.roundtrip(vector, leaf_key)
+            after.append(_tree(vector, *shape))
+            counts.append(count)
+        like = jax.tree.unflatten(structure, [0] * len(leaves))
+
+        def count_bits(mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
+            return masked_bits(counts, like, mask, num_layers)
+
+        return jax.tree.unflatten(structure, after), state, count_bits
+
+    def entropy_bits(compressed: PyTree, mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
+        assert codec.entropy is not None
+        bits(compressed, mask, num_layers=num_layers)  # refuses what does not fit together
+        nodes = jax.tree.leaves(compressed, is_leaf=_is_packed)
+        counts = [jnp.asarray(codec.entropy(node.payload, node.size), jnp.float32) for node in nodes]
+        like = decompressed_names(compressed)
+        none = masked_bits([0] * len(counts), like, mask, num_layers).astype(jnp.float32)
+        if mask is not None:
+            sent = [jnp.asarray(m) > 0 for m in jax.tree.leaves(mask)]
+            counts = [jnp.where(s, c, jnp.zeros_like(c)) for s, c in zip(sent, counts, strict=True)]
+        return sum(counts, start=none)
+
+    return Compressor(
+        lambda params: (),
+        compress,
+        decompress,
+        bits,
+        None if codec.roundtrip is None else roundtrip,
+        None if codec.entropy is None else entropy_bits,
+    )
 
 
 def whole(codec: Codec) -> Compressor:
@@ -190,15 +178,103 @@ def whole(codec: Codec) -> Compressor:
     def compress(delta: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
         return pack(codec.encode, delta, key), state
 
-    def bits(compressed: PyTree, mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
+    def refuse(mask: PyTree | None, num_layers: int | None) -> None:
         if mask is not None or num_layers is not None:
             raise ValueError(
                 "mask must be None for a compressor of the whole model as one vector, which leaves no layer out; "
                 "compress leaf by leaf to compose with layer masks."
             )
+
+    def bits(compressed: PyTree, mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
+        refuse(mask, num_layers)
         return _counted([codec.bits(compressed.payload, compressed.size)])
 
-    return Compressor(lambda params: (), compress, lambda packed: unpack(codec.decode, packed), bits)
+    def roundtrip(delta: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree, Callable[..., jax.Array]]:
+        assert codec.roundtrip is not None
+        vector, *shape = _vector(delta)
+        vector, count = codec.roundtrip(vector, key)
+
+        def count_bits(mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
+            refuse(mask, num_layers)
+            return _counted([count])
+
+        return _tree(vector, *shape), state, count_bits
+
+    def entropy_bits(compressed: PyTree, mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
+        assert codec.entropy is not None
+        refuse(mask, num_layers)
+        return jnp.asarray(codec.entropy(compressed.payload, compressed.size), jnp.float32)
+
+    return Compressor(
+        lambda params: (),
+        compress,
+        lambda packed: unpack(codec.decode, packed),
+        bits,
+        None if codec.roundtrip is None else roundtrip,
+        None if codec.entropy is None else entropy_bits,
+    )
+
+
+def lift(codec: Codec, scope: Scope) -> Compressor:
+    """Makes a compressor of code for one vector, leaf by leaf or for the whole model.
+
+    Args:
+      codec: code for one vector.
+      scope: `"leaf"` or `"model"`.
+
+    Returns:
+      `leafwise(codec)` or `whole(codec)`.
+
+    Raises:
+      ValueError: for another scope.
+    """
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope must be one of {get_args(Scope)}, got {scope!r}.")
+    return leafwise(codec) if scope == "leaf" else whole(codec)
+
+
+def leaf_keys(key: jax.Array, num_leaves: int) -> list[jax.Array]:
+    """One key a leaf, each word of the given one hashed with the number of the leaf.
+
+    `jax.random.fold_in` would do as well, but on a CPU it takes as long as the quantisation of a small layer.
+
+    Args:
+      key: PRNG key.
+      num_leaves: leaves.
+
+    Returns:
+      `num_leaves` keys of the same implementation.
+    """
+    words, impl = jax.random.key_data(key), jax.random.key_impl(key)
+    salts = mix(
+        jnp.arange(num_leaves * words.shape[0], dtype=jnp.uint32).reshape(num_leaves, words.shape[0]) + jnp.uint32(1)
+    )
+    hashed = mix(mix(words[None] ^ salts) + words[None, ::-1])
+    return [jax.random.wrap_key_data(hashed[i], impl=impl) for i in range(num_leaves)]
+
+
+def sent(
+    compressor: Compressor, delta: PyTree, state: PyTree, key: jax.Array
+) -> tuple[PyTree, PyTree, Callable[..., jax.Array]]:
+    """Compresses, and decompresses again, in the shortest way that the compressor offers.
+
+    Args:
+      compressor: any.
+      delta: what to send.
+      state: the compressor's state.
+      key: PRNG key.
+
+    Returns:
+      What arrives, the compressor's next state and `count(mask=None, *, num_layers=None)`, the bits sent.
+    """
+    if compressor.roundtrip is not None:
+        return compressor.roundtrip(delta, state, key)
+    compressed, state = compressor.compress(delta, state, key)
+
+    def count(mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
+        return compressor.bits(compressed, mask, num_layers=num_layers)
+
+    return compressor.decompress(compressed), state, count
 
 
 def decompressed_names(compressed: PyTree) -> PyTree:

@@ -1,0 +1,46 @@
+"""What an ideal entropy coder would make of codes and indices: estimates beside the exact counts of fixed width."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def code_entropy(codes: jax.Array, num_symbols: int) -> jax.Array:
+    """Bits of codes at their own empirical entropy of order zero, `sum_s n_s log2(n / n_s)`.
+
+    The table of frequencies is not counted.
+
+    Args:
+      codes: `[n]` integers in `[0, num_symbols)`.
+      num_symbols: how many codes there are.
+
+    Returns:
+      float32 scalar; 0 for no codes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(code_entropy(jnp.array([0, 1, 0, 1, 2, 2, 3, 3]), 4))
+      16.0
+    """
+    counts = jnp.zeros(num_symbols, jnp.float32).at[codes.astype(jnp.int32)].add(1.0)
+    seen = jnp.where(counts > 0, counts, 1.0)
+    return jnp.sum(jnp.where(counts > 0, counts * (math.log2(max(codes.shape[0], 1)) - jnp.log2(seen)), 0.0))
+
+
+def subset_entropy(size: int, num_chosen: int) -> float:
+    """Bits of a set of indices when all of its size are alike, `log2 binomial(d, k)`.
+
+    Args:
+      size: `d`.
+      num_chosen: `k`.
+
+    Returns:
+      A Python float.
+
+    Example:
+      >>> print(round(subset_entropy(4, 2), 4))  # of six sets
+      2.585
+    """
+    ways = math.lgamma(size + 1) - math.lgamma(num_chosen + 1) - math.lgamma(size - num_chosen + 1)
+    return max(ways / math.log(2), 0.0)

@@ -47,7 +47,7 @@ clean: ## everything that the targets made
 # The stamp is written last: an installation that was interrupted starts over.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) $(PIP_INSTALL) -e '.[experiments,test,bench,dev]'
+	$(PY) $(PIP_INSTALL) -e '.[experiments,privacy,he,test,bench,dev]'
 	@touch $@
 
 $(DOCS_READY): $(READY)

@@ -24,6 +24,8 @@ STANDARD |= set("math numbers operator types typing".split())
 NUMPY = ("data/", "metrics/communication.py", "privacy/accounting.py")
 FLAX = ("nn/",)
 CHEX = ("testing",)
+# Extras, each imported inside the functions of one file.
+ACCOUNTING, CORRELATED, CKKS = ("privacy/accounting.py",), ("privacy/correlated.py",), ("privacy/homomorphic.py",)
 JIT = ("testing",)  # whose job is to compare jit with no jit
 
 
@@ -63,7 +65,8 @@ def test_a_family_rests_on_core_and_itself_only(file):
 @pytest.mark.parametrize("file", FILES)
 def test_only_allowed_packages_are_imported(file):
     allowed = {"cedarjax", "jax", "optax"} | STANDARD
-    for package, places in (("numpy", NUMPY), ("flax", FLAX), ("chex", CHEX)):
+    extras = (("dp_accounting", ACCOUNTING), ("jax_privacy", CORRELATED), ("tenseal", CKKS))
+    for package, places in (("numpy", NUMPY), ("flax", FLAX), ("chex", CHEX), *extras):
         if file.startswith(places):
             allowed.add(package)
     assert {name.split(".")[0] for name in imports(parse(file), file)} <= allowed

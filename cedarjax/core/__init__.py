@@ -78,6 +78,8 @@ from cedarjax.core.run import History as History
 from cedarjax.core.run import RunState as RunState
 from cedarjax.core.run import init_run as init_run
 from cedarjax.core.run import run_rounds as run_rounds
+from cedarjax.core.selection import FixedSizeSampling as FixedSizeSampling
+from cedarjax.core.selection import PoissonSampling as PoissonSampling
 from cedarjax.core.selection import Selection as Selection
 from cedarjax.core.selection import Selector as Selector
 from cedarjax.core.selection import take_selection as take_selection
@@ -124,6 +126,7 @@ __all__ = [
     "Epochs",
     "FederatedAlgorithm",
     "FederatedDataset",
+    "FixedSizeSampling",
     "History",
     "LocalInfo",
     "LocalUpdate",
@@ -135,6 +138,7 @@ __all__ = [
     "NumStepsFn",
     "Params",
     "Part",
+    "PoissonSampling",
     "PyTree",
     "Receipt",
     "Representation",

@@ -24,6 +24,22 @@ class Selection(NamedTuple):
     """`[C]` float32, at least 0, multiplies the client's weight in the round; 0 = nobody in this place."""
 
 
+class PoissonSampling(NamedTuple):
+    """Every client takes part with one probability, independently of all others and of everything else."""
+
+    probability: float
+    """Between 0 and 1."""
+    max_selected: int
+    """Places `C`; where more are drawn than these, a uniformly random subset of them takes part."""
+
+
+class FixedSizeSampling(NamedTuple):
+    """Every set of so many clients is equally likely, independently of everything else."""
+
+    size: int
+    """Clients in a cohort, `C`."""
+
+
 class Selector(NamedTuple):
     """Client selection as pure functions: jit them, scan them over rounds, vmap them over seeds."""
 
@@ -35,6 +51,9 @@ class Selector(NamedTuple):
     observe: Callable[[PyTree, Selection, PyTree], PyTree] = lambda state, selection, info: state
     """`observe(state, selection, info) -> state` after the round; `info` is what `FederatedAlgorithm.step` told, so
     `info.local` for the clients, `[C, ...]`, and `info.server` for what a rule thought of them."""
+    sampling: PoissonSampling | FixedSizeSampling | None = None
+    """The law of the cohorts where everybody is available, known before the first round: what privacy accounting reads.
+    `None` for every other law, and where a part of it is traced; a wrapper that changes the law must not pass it on."""
 
 
 def take_selection(

@@ -105,6 +105,7 @@ def wrap(
             mixed, new_weights = Mixture.of(mixing.matrix, rows, means=means), mixing.weights
         if mixing.matrix.shape[0] == count and byzantine is not None:
             extra_args["byzantine"] = byzantine
+        extra_args["mixed"] = True  # no row is one client's own now, which a private mechanism must refuse
         out, rule_state = inside.update(
             mixed, state.rule, params, weights=new_weights, key=rule_key, mesh=mesh, **extra_args
         )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from cedarjax.core.batches import check_positive
-from cedarjax.core.selection import Selection, Selector
+from cedarjax.core.selection import PoissonSampling, Selection, Selector
 from cedarjax.select.places import check_per_client, highest
 from cedarjax.select.weighted import open_uniform
 
@@ -45,7 +45,8 @@ def bernoulli(probability: ArrayLike, max_selected: int) -> Selector:
       max_selected: static size `C` of the cohort, between 1 and `N`; see `bernoulli_size`.
 
     Returns:
-      A `Selector` with a `BernoulliState` and weights 1, in random order, empty places last.
+      A `Selector` with a `BernoulliState` and weights 1, in random order, empty places last. Its `sampling` says so if
+      `probability` is a Python number.
 
     Raises:
       ValueError: if `max_selected` or a `probability` that is a Python number is out of range, or the shape of
@@ -82,7 +83,9 @@ def bernoulli(probability: ArrayLike, max_selected: int) -> Selector:
             state.num_overflowed + (excess > 0).astype(jnp.int32), state.num_dropped + excess
         )
 
-    return Selector(init, select)
+    if not isinstance(probability, int | float):
+        return Selector(init, select)
+    return Selector(init, select, sampling=PoissonSampling(float(probability), max_selected))
 
 
 def bernoulli_size(

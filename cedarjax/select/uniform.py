@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cedarjax.core.batches import check_positive
-from cedarjax.core.selection import Selection, Selector
+from cedarjax.core.selection import FixedSizeSampling, Selection, Selector
 from cedarjax.select.places import highest
 
 
@@ -42,4 +42,4 @@ def uniform(num_selected: int) -> Selector:
             scores = -jax.random.bits(key, available.shape, jnp.uint32).astype(jnp.float32)
         return highest(scores, available, num_selected), state
 
-    return Selector(lambda num_clients: (), select)
+    return Selector(lambda num_clients: (), select, sampling=FixedSizeSampling(num_selected))

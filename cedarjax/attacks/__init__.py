@@ -1,5 +1,6 @@
-"""Simulated attacks: on the updates (they keep the client axis) and on the data."""
+"""Simulated attacks: on the updates (they keep the client axis), on the data, and on what an upload tells of them."""
 
+from cedarjax.attacks import inversion as inversion
 from cedarjax.attacks.alie import alie as alie
 from cedarjax.attacks.alie import alie_strength as alie_strength
 from cedarjax.attacks.backdoor import backdoor_cohort as backdoor_cohort
@@ -34,6 +35,7 @@ __all__ = [
     "fang",
     "flip_cohort",
     "gaussian",
+    "inversion",
     "ipm",
     "label_flip",
     "mimic",

@@ -1,6 +1,7 @@
 """Federated meta-learning as pure JAX kernels over a client axis."""
 
 from cedarjax import attacks as attacks
+from cedarjax import compress as compress
 from cedarjax import core as core
 from cedarjax import data as data
 from cedarjax import distill as distill
@@ -10,6 +11,7 @@ from cedarjax import meta as meta
 from cedarjax import metrics as metrics
 from cedarjax import nn as nn
 from cedarjax import personal as personal
+from cedarjax import privacy as privacy
 from cedarjax import robust as robust
 from cedarjax import select as select
 from cedarjax import server as server
@@ -68,6 +70,7 @@ __all__ = [
     "Upload",
     "attacks",
     "cohort_map",
+    "compress",
     "core",
     "data",
     "dense",
@@ -83,6 +86,7 @@ __all__ = [
     "metrics",
     "nn",
     "personal",
+    "privacy",
     "robust",
     "run_rounds",
     "select",

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import cedarjax as cj
+from cedarjax import nn
 from cedarjax.core import ClientData, FederatedDataset
 from experiments.seeds import OverSeeds, side_by_side
 from experiments.setting import Setting
@@ -68,6 +69,23 @@ def query_counts(setting: Setting, params: Any, data: ClientData) -> Any:
     if setting.task == "classification":
         return cj.metrics.confusion(outputs, data.examples["y"], query)
     return cj.metrics.moments(outputs[:, 0], data.examples["y"], query)
+
+
+def share_right(model: nn.Model, params: Any, dataset: FederatedDataset) -> jax.Array:
+    """Share of all clients' rows that a model names right.
+
+    Args:
+      model: of a classification.
+      params: its parameters.
+      dataset: clients whose rows together are the test.
+
+    Returns:
+      Scalar.
+    """
+    x, y = dataset.examples["x"], dataset.examples["y"]
+    counted = jnp.arange(y.shape[0]) < dataset.offsets[-1]
+    right = (model.apply(params, x).argmax(axis=1) == y) & counted
+    return right.sum() / counted.sum()
 
 
 class Evaluator:

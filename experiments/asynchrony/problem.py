@@ -10,6 +10,7 @@ import optax
 import cedarjax as cj
 from cedarjax.core import DurationFn, FederatedDataset, Params
 from experiments.datasets import Federation
+from experiments.evaluation import share_right
 from experiments.setting import Setting, make_setting
 
 
@@ -59,10 +60,7 @@ class Problem(NamedTuple):
 
     def accuracy(self, fleet: Fleet, params: Params) -> jax.Array:
         """Share of the test rows that a model names right."""
-        x, y = fleet.test.examples["x"], fleet.test.examples["y"]
-        counted = jnp.arange(y.shape[0]) < fleet.test.offsets[-1]
-        right = (self.setting.model.apply(params, x).argmax(axis=1) == y) & counted
-        return right.sum() / counted.sum()
+        return share_right(self.setting.model, params, fleet.test)
 
 
 def make_problem(

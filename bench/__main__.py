@@ -21,7 +21,21 @@ from bench.measure import Workload, fastest, measure
 from bench.report import Result, print_ceilings, print_machine, print_result, write_json
 from bench.versus import compare
 
-Name = Literal["mlp", "cnn", "femnist", "maml_mlp", "maml_cnn", "cedar", "robust", "scale", "conv", "chunks", "events"]
+Name = Literal[
+    "mlp",
+    "cnn",
+    "femnist",
+    "maml_mlp",
+    "maml_cnn",
+    "cedar",
+    "robust",
+    "scale",
+    "conv",
+    "chunks",
+    "events",
+    "compression",
+    "secure",
+]
 MOST_PEER_PARAMS = 1_000_000  # of which a hundred clients have as many bytes as peers can hold a few times over
 
 
@@ -130,7 +144,7 @@ def measure_workload(
             parts = measure(cases, repeats=options.repeats, ceilings=ceilings, tell=tell)
         if options.peers and workload.peers is not None:
             versus = compare(workload, num_clients, best, repeats=options.repeats, ceilings=ceilings, tell=tell)
-    return Result(name, num_clients, layouts, parts, versus, duels)
+    return Result(name, num_clients, layouts, parts, versus, duels, workload.baseline)
 
 
 def main() -> int:

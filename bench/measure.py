@@ -94,6 +94,8 @@ class Workload(NamedTuple):
     """`duels(num_clients, dtype)`: the same things as `layouts`, where each has its own peers."""
     configure: Callable[..., "Workload"] | None = None
     """`configure(num_params=, names=, is_weighted=)`: the same for other updates; None where there is no choice."""
+    baseline: str | None = None
+    """Part that all others are told as multiples of, in the same layout; None where they are not."""
 
 
 class Measurement(NamedTuple):

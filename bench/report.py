@@ -1,5 +1,6 @@
 """What is printed, and what is kept as JSON."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,21 @@ from bench.floor import Ceilings
 from bench.measure import Measurement, Workload
 from bench.versus import Versus
 from experiments.files import write_json as write_file
+
+
+class Ratio(NamedTuple):
+    """One thing that is done against the baseline, in one layout."""
+
+    part: str
+    """As in `Case`."""
+    layout: str
+    """As in `Case`."""
+    ratio: float
+    """Median over the turns of one wall clock over the other."""
+    least: float
+    """The shortest over the shortest."""
+    extra_ms: float
+    """Median over the turns of the difference, milliseconds a unit."""
 
 
 class Result(NamedTuple):
@@ -30,6 +46,24 @@ class Result(NamedTuple):
     """Beside the peers, if asked for."""
     duels: Sequence[DuelResult] = ()
     """The same where each thing that is done has its own peers."""
+    baseline: str | None = None
+    """As in `Workload`."""
+
+    @property
+    def ratios(self) -> list[Ratio]:
+        """Everything against the baseline in the same layout."""
+        found = []
+        for m in self.layouts:
+            base = next((b for b in self.layouts if (b.part, b.layout) == (self.baseline, m.layout)), None)
+            if base is None or base is m or not m.seconds or not base.seconds:
+                continue
+            turns = list(zip(m.seconds, base.seconds, strict=False))
+            ratio = statistics.median(a / b for a, b in turns)
+            least = min(m.seconds) / min(base.seconds)
+            found.append(
+                Ratio(m.part, m.layout, ratio, least, 1e3 * statistics.median(a - b for a, b in turns) / m.units)
+            )
+        return found
 
     @property
     def best(self) -> list[Measurement]:
@@ -48,6 +82,7 @@ class Result(NamedTuple):
             "versus": None if self.versus is None else self.versus.record(),
             "duels": [duel.record() for duel in self.duels],
             "geometric_mean": geometric_mean(self.duels),
+            "ratios": [ratio._asdict() for ratio in self.ratios],
         }
 
 
@@ -79,6 +114,8 @@ def print_result(console: Console, workload: Workload, result: Result) -> None:
         console.print(_table(f"{size}, where it goes: {result.best[0].layout}", result.parts))
     if result.versus is not None:
         console.print(_peer_table(f"{size}, in turns with others", result.versus))
+    if result.ratios:
+        console.print(_ratio_table(f"{result.num_clients:,} clients, times {result.baseline!r}", result.ratios))
     if result.duels:
         print_duels(console, result.duels)
         return
@@ -115,6 +152,18 @@ def _table(title: str, measurements: Sequence[Measurement], *, has_share: bool =
             *(["" if m.temp_share is None else f"{m.temp_share:.3f}"] if has_share else []),
             f"{m.compile_seconds:.1f}",
         )
+    return table
+
+
+def _ratio_table(title: str, ratios: Sequence[Ratio]) -> Table:
+    layouts = list(dict.fromkeys(ratio.layout for ratio in ratios))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("part", no_wrap=True)
+    for layout in layouts:
+        table.add_column(layout, justify="right")
+    for part in dict.fromkeys(ratio.part for ratio in ratios):
+        found = {ratio.layout: f"{ratio.ratio:.2f}" for ratio in ratios if ratio.part == part}
+        table.add_row(part, *(found.get(layout, "") for layout in layouts))
     return table
 
 

@@ -112,6 +112,8 @@ LOCAL_UPDATES = {
     "filter_bytes": lambda: filtered(one_gradient(), max_bytes=128, score="update_norm"),
     "filter_taylor": lambda: filtered(one_gradient(), num_skipped=1, score="taylor", loss_fn=loss_fn),
     "filter_random": lambda: filtered(one_gradient(), num_skipped=1, score="random"),
+    "compressed": lambda: cj.compress.with_compression(one_gradient(), cj.compress.qsgd(4)),
+    "error_feedback": lambda: cj.compress.with_error_feedback(sgd(), cj.compress.top_k(0.25)),
 }
 
 

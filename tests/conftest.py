@@ -39,9 +39,12 @@ if "XLA_FLAGS" not in os.environ:
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 
+collect_ignore_glob = ["*/goldens/*"]  # the scripts that made them need other libraries
+
 ROOT = Path(__file__).resolve().parent.parent
 NUM_DEVICES = 8
 MESH_SIZE = 4
+MANY_PROGRAMS = {"compress", "meta", "privacy"}
 
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 # JAX writes cache entries in place and without a lock: one folder a worker, so that nobody reads half an entry.
@@ -62,6 +65,21 @@ def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
     promotion = "standard" if request.node.get_closest_marker("standard_promotion") else "strict"
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion(promotion):
         yield
+
+
+@pytest.fixture(autouse=True)
+def fast_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles as quickly as it can in families where most of the time is XLA's.
+
+    What is compared with no jit is compiled as it would be for a user, and so is what memory is measured of.
+    """
+    optimised = request.path.parent.name not in MANY_PROGRAMS or any(n in request.node.name for n in ("jit", "memory"))
+    if optimised:
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

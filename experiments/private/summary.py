@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from experiments import files
+from experiments.style import legend, page, palette
 
 Results = Mapping[str, Any]
 
@@ -81,26 +81,26 @@ def findings(results: Results) -> list[str]:
 
 def write_figure(results: Results, path: Path) -> None:
     """Score after the last step against epsilon, one line an algorithm; what is not private lies at the right."""
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
-    axes = figure.subplots()
     finite = [record["epsilon"] for record in results["runs"] if record["epsilon"] is not None]
     edge = 3 * max(finite, default=1.0)
-    for name in dict.fromkeys(record["algorithm"] for record in results["runs"]):
-        mine = [r for r in results["runs"] if r["algorithm"] == name and (r["epsilon"] or r["max_norm"] is None)]
-        x = [edge if record["epsilon"] is None else record["epsilon"] for record in mine]
-        scores = [np.asarray(record["scores"])[:, -1] for record in mine]
-        axes.errorbar(x, [s.mean() for s in scores], [s.std() for s in scores], marker="o", capsize=3, label=name)
-    axes.set_xscale("log")
-    ticks = sorted({round(e, 3) for e in finite})
-    axes.set_xticks([*ticks, edge], [*(f"{e:g}" for e in ticks), "none"])
-    axes.minorticks_off()
-    axes.set_xlabel(f"epsilon (delta = {results['delta']:.2g})")
-    axes.set_ylabel(f"{results['metric']} after {results['steps'][-1]} steps")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_open(path) as file:
-        figure.savefig(file, dpi=150, format="png")
+    names = list(dict.fromkeys(record["algorithm"] for record in results["runs"]))
+    with page(path, (6.8, 4.2)) as figure:
+        ax = figure.subplots()
+        for place, (name, style) in enumerate(palette(names).items()):
+            mine = [r for r in results["runs"] if r["algorithm"] == name and (r["epsilon"] or r["max_norm"] is None)]
+            shift = 1.02 ** (place - (len(names) - 1) / 2)  # so that bars stand side by side
+            x = [shift * (edge if record["epsilon"] is None else record["epsilon"]) for record in mine]
+            scores = [np.asarray(record["scores"])[:, -1] for record in mine]
+            means = [s.mean() for s in scores]
+            ax.errorbar(x, means, [s.std() for s in scores], color=style.color, linewidth=1, linestyle="none")
+            ax.plot(x, means, marker=style.marker, color=style.color, markersize=7, markeredgecolor="white")
+        ticks = sorted({round(e, 3) for e in finite})
+        ax.set(xscale="log", xlabel=f"epsilon (delta = {results['delta']:.2g})")
+        ax.set_xticks([*ticks, edge], [*(f"{e:g}" for e in ticks), "none"])
+        ax.minorticks_off()
+        ax.set(ylabel=f"{results['metric']} after {results['steps'][-1]} steps")
+        ax.set_title("What privacy costs")
+        legend(figure, names, None)
 
 
 def write_summary(results: Results, root: str | os.PathLike[str]) -> Path:
@@ -125,12 +125,14 @@ def write_summary(results: Results, root: str | os.PathLike[str]) -> Path:
 
 
 def print_summary(results: Results, console: Console) -> None:
-    """Prints the table."""
+    """Prints the table: budgets and the scores before and after adaptation."""
+    columns = header(results)
+    shown = (0, 1, 4, 3 + len(results["steps"]))
     table = Table(title=results["title"], box=box.SIMPLE_HEAD, title_justify="left")
-    for number, name in enumerate(header(results)):
-        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
+    for number in shown:
+        table.add_column(columns[number], justify="left" if number < 2 else "right", no_wrap=True)
     for row in rows(results):
-        table.add_row(*row)
+        table.add_row(*(row[number] for number in shown))
     console.print(table)
     for sentence in findings(results):
         console.print(f"- {sentence}", markup=False, highlight=False)

@@ -109,6 +109,7 @@ def test_a_batch_is_no_single_example():
     assert not inversion.label_of_gradient(bias=jnp.array([-0.3, -0.2, 0.5])).ok
 
 
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(0, 10**6))
 def test_counts_are_exact_where_probabilities_are_known(labels, seed):
     rng = np.random.default_rng(seed)

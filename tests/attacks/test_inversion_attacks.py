@@ -101,6 +101,7 @@ def test_labels_can_be_guessed_along(params):
     assert metrics.psnr(found.x[:, 0], x)[0] > 20
 
 
+@pytest.mark.slow
 def test_a_batch_is_reconstructed_up_to_its_order(params):
     x = pictures(2)
     batch = {"x": jnp.asarray(x), "y": jnp.array([8, 1], jnp.int32)}
@@ -117,6 +118,7 @@ def test_a_batch_is_reconstructed_up_to_its_order(params):
     assert quality.psnr.mean() > 20
 
 
+@pytest.mark.slow
 def test_local_training_is_inverted_through_its_steps(params):
     """One epoch of two steps with momentum; the attacker knows the order of the batches."""
     x, labels = pictures(2), jnp.array([2, 9], jnp.int32)

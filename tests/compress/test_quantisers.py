@@ -151,6 +151,7 @@ def test_shapes_and_dtypes_come_back(name, dtype, scope):
     check_as_it_was(delta, jax.jit(lambda d: through(makers[name](), d, jax.random.key(0)))(delta))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_wide_floats_come_back_wide(name, x64):
     v = jnp.asarray(np.random.default_rng(0).normal(size=50) * 1e200, jnp.float64)
@@ -173,6 +174,7 @@ def test_the_short_way_gives_the_same_numbers_and_bits(name):
     assert state == () and int(count) == int(compressor.bits(compressed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_jit_vmap_and_keys(name):
     compressor = ALL[name]()

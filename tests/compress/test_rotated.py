@@ -348,12 +348,14 @@ def test_entropy_of_the_codes():
 # Edges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uniform_5", "drive", "eden_3", "eden_7"])
 def test_zeros_stay_zeros(name):
     compressor = COMPRESSORS[name]()
     np.testing.assert_array_equal(estimates(compressor, np.zeros((3, 100), np.float32), 1), np.zeros((1, 3, 100)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["uniform_5", "drive", "drive_min_mse", "eden_3", "eden_7"])
 def test_what_is_not_finite_stays_so(name, value):
@@ -364,6 +366,7 @@ def test_what_is_not_finite_stays_so(name, value):
         assert not np.isfinite(estimates(compressor, x, 1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("name", ["uniform_5", "drive", "eden_3", "eden_7"])
 def test_squares_that_overflow_do_not_matter(name, scale):
@@ -375,6 +378,7 @@ def test_squares_that_overflow_do_not_matter(name, scale):
     assert np.isfinite(got).all() and np.sum((got - x) ** 2) < 4 * np.sum(x**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
 @pytest.mark.parametrize("name", ["uniform_5", "drive", "eden_3"])
 def test_dtypes(name, dtype, x64):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cedarjax import compress
@@ -70,6 +70,7 @@ def test_fewer_may_be_marked_but_only_the_largest(num_fewer, monkeypatch):
         np.testing.assert_array_equal(got, largest_by_sorting(v, got.sum()))
 
 
+@settings(max_examples=12)  # each length is compiled
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.floats(0.01, 1.0))
 def test_top_k_keeps_the_largest_of_lowest_index(numbers, fraction):
     v = np.array(numbers, np.float32)
@@ -99,6 +100,7 @@ def test_top_k_contracts(fraction, tolerance):
     assert (got != 0).sum() >= k
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("scope", ["leaf", "model"])
 @pytest.mark.parametrize("make", [compress.top_k, compress.random_k])
@@ -115,6 +117,7 @@ def test_values_travel_in_the_dtype_of_the_leaf(make, scope, dtype):
         assert got[name].shape == leaf.shape and got[name].dtype == leaf.dtype
 
 
+@pytest.mark.slow
 def test_wide_floats(x64):
     v = jnp.asarray([1e300, -1e-300, 1e301, 1e-301], jnp.float64)
     assert through(compress.top_k(0.5), v, jax.random.key(0)).tolist() == [1e300, 0.0, 1e301, 0.0]
@@ -132,6 +135,7 @@ def test_the_short_way_gives_the_same_numbers_and_bits(tolerance):
     assert int(count()) == int(compressor.bits(compressed)) == 54 * (9 + 32) + 1 * (3 + 32)
 
 
+@pytest.mark.slow
 def test_clients_together_are_clients_alone(monkeypatch):
     monkeypatch.setattr(counting, "_LONG", 100)
     monkeypatch.setattr(counting, "_SAMPLE", 40)

@@ -24,7 +24,11 @@ def problem():
     return config().problem()
 
 
-@pytest.mark.parametrize("name", contenders.CONTENDERS)
+QUICK = ("fedavg", "cedar2", "drive", "powersgd_mean", "fetchsgd", "cedar_top_k1")
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in contenders.CONTENDERS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_contender_is_ready_for_a_round(name, problem):
     recipe = contenders.CONTENDERS[name].make(problem, 0.1)
     algorithm = cj.federated_round(recipe.local, recipe.server)

@@ -74,6 +74,7 @@ def test_psnr_by_hand():
     assert psnr(x[:1] * 255, target[:1], data_range=255.0)[0] == pytest.approx(20, abs=1e-4)
 
 
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(st.integers(1, 9), st.integers(0, 10**6), st.booleans())
 def test_assignment_costs_as_little_as_scipys(size, seed, tied):
     rng = np.random.default_rng(seed)

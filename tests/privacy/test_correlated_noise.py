@@ -137,6 +137,7 @@ def test_a_plan_costs_as_many_rounds_as_a_group_has_turns():
     assert plan.expected_cohort == pytest.approx(10 / 3)
 
 
+@pytest.mark.slow
 def test_sampling_within_turns_is_accounted_for():
     given = {"num_clients": 100, "num_rounds": 40, "num_groups": 4, "delta": 1e-4, "max_norm": 1.0}
     plan = correlated_plan(cj.select.bernoulli(0.2, max_selected=25), noise_multiplier=2.0, **given)

@@ -81,6 +81,7 @@ def test_the_chance_of_an_overflow_is_paid_from_delta():
         plan_of(probability=0.1, places=3)
 
 
+@pytest.mark.slow
 def test_the_noise_can_be_calibrated():
     plan = plan_of(noise_multiplier=None, target_epsilon=1.5, num_rounds=4, probability=1.0)
     assert 1.5 * (1 - 1e-3) < plan.epsilon <= 1.5

@@ -136,6 +136,7 @@ def test_too_few_survivors_are_no_step_and_flagged():
         assert any(bool(x.any()) for x in jax.tree.leaves(out)) is ok
 
 
+@pytest.mark.slow
 def test_the_key_the_graph_and_the_threshold_change_no_bit():
     updates, weights = tree(np.random.default_rng(7)), jnp.ones(NUM_CLIENTS).at[3].set(0.0)
     want = step(secure.secure_mean(8.0), updates, weights)[0]

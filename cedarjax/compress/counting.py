@@ -1,7 +1,7 @@
 """Which numbers are the `k` largest, found by counting and without sorting.
 
 How many numbers lie above `t`? One comparison and one addition a number tell, at the full speed of a vector unit, where
-XLA's sort on a CPU takes more than a thousand times as long. Probes follow the slope of the counts, with one in eight
+XLA's sort on a CPU takes hundreds of times as long. Probes follow the slope of the counts, with one in eight
 put half-way between bit patterns, so that no data need more than a few dozen; the usual ones need five. The first probe
 into a long vector comes from a search in a sample of its numbers. Magnitudes are compared as the integers that are
 ordered as they are.

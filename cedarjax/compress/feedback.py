@@ -53,7 +53,20 @@ class CompressionInfo(NamedTuple):
     """int32 scalar, bytes of an upload that is not compressed."""
 
 
-def _info(local: PyTree, bits: jax.Array, delta: PyTree) -> CompressionInfo:
+def compression_info(local: PyTree, bits: jax.Array, delta: PyTree) -> CompressionInfo:
+    """What is told about one client's round.
+
+    Args:
+      local: info of the wrapped update.
+      bits: int32 scalar, what was sent.
+      delta: what would have been sent without compression.
+
+    Returns:
+      A `CompressionInfo`.
+
+    Raises:
+      ValueError: if `delta` has 2^31 bytes or more.
+    """
     full = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(delta))
     if full >= 2**31:
         raise ValueError(f"delta must hold less than 2^31 bytes, got {full}.")
@@ -104,7 +117,7 @@ def with_compression(
         delta = dense(upload.delta)
         arrived, compressor_state, count = sent(compressor, delta, state.compressor, jax.random.fold_in(key, _STREAM))
         arrived = _only_sent(upload.mask, arrived, jax.tree.map(jnp.zeros_like, delta))
-        info = _info(local_info, count(upload.mask, num_layers=num_layers), delta)
+        info = compression_info(local_info, count(upload.mask, num_layers=num_layers), delta)
         return Upload(arrived, upload.mask), CompressionState(client_state, compressor_state), info
 
     def model(shared: Shared, state: CompressionState) -> Params:
@@ -166,7 +179,7 @@ def with_error_feedback(
 
         error = _only_sent(mask, jax.tree.map(lost, wanted, arrived, state.error), state.error)
         compressor_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, state.compressor)
-        info = _info(local_info, count(mask, num_layers=num_layers), delta)
+        info = compression_info(local_info, count(mask, num_layers=num_layers), delta)
         return Upload(arrived, mask), FeedbackState(client_state, error, compressor_state), info
 
     def model(shared: Shared, state: FeedbackState) -> Params:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cedarjax.compress.client_mean import client_mean
 from cedarjax.compress.codec import Compressor
 from cedarjax.compress.counting import largest
 from cedarjax.compress.top_k import check_fraction
 from cedarjax.compress.top_k import num_kept as num_kept_of
 from cedarjax.core.batches import check_positive
+from cedarjax.core.client_mean import client_mean
 from cedarjax.core.dtypes import accumulator
 from cedarjax.core.types import Aggregator, Params, PyTree
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cedarjax.compress.client_mean import client_mean
 from cedarjax.compress.codec import Compressor, Packed, decompressed_names, masked_bits
 from cedarjax.compress.low_rank import Factors, first_start, matrix_shape, power_step
 from cedarjax.core.batches import check_positive
+from cedarjax.core.client_mean import client_mean
 from cedarjax.core.dtypes import accumulator
 from cedarjax.core.lowrank import dense
 from cedarjax.core.types import Aggregator, Params, PyTree

@@ -1,12 +1,9 @@
 """Local updates that upload what a linear compressor makes of their delta."""
 
-import math
-
 import jax
-import jax.numpy as jnp
 
 from cedarjax.compress.codec import Compressor
-from cedarjax.compress.feedback import CompressionInfo, CompressionState
+from cedarjax.compress.feedback import CompressionInfo, CompressionState, compression_info
 from cedarjax.core.lowrank import dense
 from cedarjax.core.types import LocalUpdate, Params, PyTree, Shared, Upload
 
@@ -55,9 +52,7 @@ def send_compressed(local_update: LocalUpdate, compressor: Compressor) -> LocalU
             )
         own_key = jax.random.fold_in(key, _SEND_STREAM)
         compressed, compressor_state = compressor.compress(upload.delta, state.compressor, own_key)
-        bits = compressor.bits(compressed)
-        full_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(dense(upload.delta)))
-        info = CompressionInfo(local_info, bits, -(-bits // 8), jnp.asarray(full_bytes, jnp.int32))
+        info = compression_info(local_info, compressor.bits(compressed), dense(upload.delta))
         return Upload(compressed), CompressionState(client_state, compressor_state), info
 
     def model(shared: Shared, state: CompressionState) -> Params:

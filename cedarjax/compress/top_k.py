@@ -59,8 +59,8 @@ def top_k(fraction: float, *, tolerance: float = 0.0, scope: Scope = "leaf") -> 
     Args:
       fraction: of the numbers, in (0, 1].
       tolerance: share of the `k` places, below 1, that may stay empty. The numbers sent are still the largest ones, and
-        `k (1 - tolerance)` of them at the least, so the bound holds for so many; empty places are sent all the same. A
-        tenth halves what the search costs on a CPU.
+        `k (1 - tolerance)` of them at the least, so the bound holds for so many; empty places are sent all the same.
+        The search ends sooner.
       scope: whether a leaf or the whole model is one vector.
 
     Returns:

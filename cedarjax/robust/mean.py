@@ -9,13 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jax.sharding import Mesh
 
-from cedarjax.core.axis import as_rows, as_update, claimed_weights
-from cedarjax.core.trees import weighted_mean
+from cedarjax.core.client_mean import client_mean
 from cedarjax.core.types import Aggregator, PyTree
-from cedarjax.robust.presence import read_presence
 
 
 class MeanState(NamedTuple):
@@ -62,19 +59,7 @@ def mean() -> Aggregator:
         **extra_args: PyTree,
     ) -> tuple[PyTree, MeanState]:
         del params, extra_args
-        rows = as_rows(updates)
-
-        def of_finite() -> tuple[PyTree, jax.Array]:
-            presence = read_presence(rows, weights)
-            return weighted_mean(rows, presence.weights, mesh=mesh), presence.nonfinite.sum(dtype=jnp.int32)
-
-        if mesh is None:
-            # The mean tells by itself whether the uploads are finite; only if it is not are the finite ones looked for.
-            plain = weighted_mean(rows, claimed_weights(rows, weights), guarded=False)
-            finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(plain)]).all()
-            out, num_nonfinite = lax.cond(finite, lambda: (plain, jnp.zeros((), jnp.int32)), of_finite)
-        else:  # where a second mean would be a second all-reduce
-            out, num_nonfinite = of_finite()
-        return as_update(out, updates), MeanState(state.num_nonfinite + num_nonfinite)
+        found = client_mean(updates, weights, mesh=mesh)
+        return found.mean, MeanState(state.num_nonfinite + found.num_nonfinite)
 
     return optax.GradientTransformationExtraArgs(init, update)

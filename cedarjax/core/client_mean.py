@@ -1,4 +1,4 @@
-"""The weighted mean of the clients that are there, for servers that go on to compress it."""
+"""The weighted mean of the clients that are there and finite, without a copy of their updates."""
 
 from typing import NamedTuple
 
@@ -28,11 +28,14 @@ def _finite_weights(rows: PyTree, weights: PyTree, layered: bool) -> tuple[PyTre
     """Weights by leaf without the clients that sent something that is not finite, and how many those are."""
     by_leaf = per_leaf(weights, rows)
     uploaded = jax.tree.leaves(jax.tree.map(lambda w: w > 0, by_leaf))
-    if layered and not isinstance(rows, Mixture):  # what a client left out is not read
+    present = jnp.stack(uploaded).any(axis=0)
+    if not layered:
+        bad = present & ~finite_rows(rows)
+    elif isinstance(rows, Mixture):
+        bad = jnp.zeros_like(present)
+    else:  # what a client left out is not read
         leaves = jax.tree.leaves(rows, is_leaf=is_low_rank)
         bad = jnp.stack([u & ~finite_rows(x) for u, x in zip(uploaded, leaves, strict=True)]).any(axis=0)
-    else:
-        bad = jnp.stack(uploaded).any(axis=0) & ~finite_rows(rows)
     kept = jax.tree.map(lambda w: jnp.where(bad | ~(w > 0), jnp.zeros_like(w), w), by_leaf)
     return kept, bad.sum(dtype=jnp.int32)
 
@@ -50,6 +53,12 @@ def client_mean(updates: PyTree, weights: PyTree | None, *, mesh: Mesh | None = 
 
     Raises:
       ValueError: if the client axes or the structures disagree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = client_mean({"a": jnp.array([[1.0, 2.0], [4.0, 5.0], [jnp.inf, 0.0]])}, jnp.array([2.0, 1.0, 1.0]))
+      >>> print(found.mean["a"], found.num_nonfinite)
+      [2. 3.] 1
     """
     rows = as_rows(updates)
     layered = by_layer(rows, weights)
@@ -68,6 +77,6 @@ def client_mean(updates: PyTree, weights: PyTree | None, *, mesh: Mesh | None = 
         finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(plain)]).all()
         all_there = ClientMean(plain, sent_by(per_leaf(claimed, rows)), jnp.zeros((), jnp.int32))
         found = jax.lax.cond(finite, lambda: all_there, of_finite)
-    else:
+    else:  # where a second mean would be a second all-reduce
         found = of_finite()
     return found._replace(mean=as_update(found.mean, updates))

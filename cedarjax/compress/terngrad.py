@@ -56,7 +56,9 @@ def clip_at_deviations(vector: jax.Array, num_deviations: float) -> jax.Array:
     """
     size = max(vector.shape[0], 1)
     centred = vector - jnp.sum(vector * (1.0 / size))
-    bound = two_norm(centred) * (num_deviations / size**0.5)
+    largest = jnp.max(jnp.abs(centred), initial=0.0) * SCALE
+    relative = two_norm(centred * SCALE * inverse_or_zero(largest))
+    bound = relative * (num_deviations / size**0.5) * largest * (1.0 / SCALE)
     return jnp.clip(vector, -bound, bound)
 
 

@@ -53,7 +53,7 @@ def stochastic_round(x: jax.Array, thresholds: jax.Array) -> jax.Array:
     """Rounds up with the probability of the fraction: `floor(x) + [u < x - floor(x)]`.
 
     Args:
-      x: floats, at least 0.
+      x: floats.
       thresholds: `u`, uniform in `[0, 1)`, of the same shape.
 
     Returns:

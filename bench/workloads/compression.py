@@ -31,11 +31,11 @@ COMPRESSORS: dict[str, Callable[[], compress.Compressor]] = {
     "terngrad": lambda: compress.terngrad(),
     "sign": lambda: compress.sign(),
     "top 1 %": lambda: compress.top_k(0.01),
-    "top 1 %, tolerance 0.2": lambda: compress.top_k(0.01, tolerance=0.2),
+    "sampled top 1 %": lambda: compress.sampled_top_k(0.01),
     "top 10 %": lambda: compress.top_k(0.1),
-    "top 10 %, tolerance 0.2": lambda: compress.top_k(0.1, tolerance=0.2),
+    "sampled top 10 %": lambda: compress.sampled_top_k(0.1),
 }
-REMEMBERED = ("sign", "uniform, 4 bits", "top 1 %", "top 1 %, tolerance 0.2")
+REMEMBERED = ("sign", "uniform, 4 bits", "top 1 %", "sampled top 1 %")
 
 
 def _wrapped(wrap: Callable[..., cj.LocalUpdate], name: str) -> Callable[[cj.LocalUpdate], cj.LocalUpdate]:

@@ -4,6 +4,7 @@ from cedarjax.compress.codec import Codec as Codec
 from cedarjax.compress.codec import Compressor as Compressor
 from cedarjax.compress.codec import Packed as Packed
 from cedarjax.compress.codec import Scope as Scope
+from cedarjax.compress.codec import ToldBits as ToldBits
 from cedarjax.compress.codec import leafwise as leafwise
 from cedarjax.compress.codec import lift as lift
 from cedarjax.compress.codec import whole as whole
@@ -50,6 +51,11 @@ from cedarjax.compress.rotated import RotatedCode as RotatedCode
 from cedarjax.compress.rotated import RotatedPayload as RotatedPayload
 from cedarjax.compress.rotated import rotated as rotated
 from cedarjax.compress.rotated import rotated_quantize as rotated_quantize
+from cedarjax.compress.sampled_top_k import Sampling as Sampling
+from cedarjax.compress.sampled_top_k import ToldPayload as ToldPayload
+from cedarjax.compress.sampled_top_k import sampled_thresholds as sampled_thresholds
+from cedarjax.compress.sampled_top_k import sampled_top_k as sampled_top_k
+from cedarjax.compress.sampled_top_k import sampling as sampling
 from cedarjax.compress.send import send_compressed as send_compressed
 from cedarjax.compress.sign import SignPayload as SignPayload
 from cedarjax.compress.sign import sign as sign
@@ -79,10 +85,13 @@ __all__ = [
     "RotatedCode",
     "RotatedPayload",
     "Scope",
+    "Sampling",
     "SeededPayload",
     "SignPayload",
     "SparsePayload",
     "TernaryPayload",
+    "ToldBits",
+    "ToldPayload",
     "UniformPayload",
     "code_entropy",
     "count_sketch",
@@ -113,6 +122,9 @@ __all__ = [
     "rotate_back",
     "rotated",
     "rotated_quantize",
+    "sampled_thresholds",
+    "sampled_top_k",
+    "sampling",
     "send_compressed",
     "sign",
     "sketch",

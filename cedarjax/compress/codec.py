@@ -12,6 +12,7 @@ from cedarjax.compress.contract import Codec as Codec
 from cedarjax.compress.contract import Compressor as Compressor
 from cedarjax.compress.contract import Packed as Packed
 from cedarjax.compress.contract import Scope as Scope
+from cedarjax.compress.contract import ToldBits as ToldBits
 from cedarjax.compress.dither import mix
 from cedarjax.core.lowrank import dense
 from cedarjax.core.names import layer_names, leaf_names
@@ -22,13 +23,13 @@ def _is_packed(node: Any) -> bool:
     return isinstance(node, Packed)
 
 
-def pack(encode: Callable[[jax.Array, jax.Array], PyTree], tree: PyTree, key: jax.Array) -> Packed:
+def pack(encode: Callable[[jax.Array, jax.Array], PyTree], tree: PyTree, prepared: jax.Array) -> Packed:
     """Encodes all numbers of a tree as one vector.
 
     Args:
       encode: as in `Codec`.
       tree: arrays of floats.
-      key: PRNG key.
+      prepared: PRNG key, or what the codec has prepared.
 
     Returns:
       A `Packed` node.
@@ -37,7 +38,7 @@ def pack(encode: Callable[[jax.Array, jax.Array], PyTree], tree: PyTree, key: ja
       TypeError: if a leaf does not hold floats.
     """
     vector, structure, arrays = _vector(tree)
-    return Packed(encode(vector, key), structure, arrays)
+    return Packed(encode(vector, prepared), structure, arrays)
 
 
 def _vector(tree: PyTree) -> tuple[jax.Array, Any, tuple[jax.ShapeDtypeStruct, ...]]:
@@ -76,16 +77,21 @@ def unpack(decode: Callable[[PyTree, int], jax.Array], packed: Packed) -> PyTree
     return _tree(decode(packed.payload, packed.size), packed.structure, packed.arrays)
 
 
-def _counted(bits: list[jax.Array | int]) -> jax.Array:
-    """The sum as int32; static parts are checked."""
+def _counted(bits: list[ToldBits | int]) -> jax.Array:
+    """The sum as int32, which is checked to fit."""
+    most = sum(count if isinstance(count, int) else count.most for count in bits)
+    if most >= 2**31:
+        raise ValueError(f"delta must compress to less than 2^31 bits, got {most}.")
     known = sum(count for count in bits if isinstance(count, int))
-    if known >= 2**31:
-        raise ValueError(f"delta must compress to less than 2^31 bits, got {known}.")
-    total = jnp.asarray(known, jnp.int32)
-    for count in bits:
-        if not isinstance(count, int):
-            total = total + count.astype(jnp.int32)
-    return total
+    told = [count.bits for count in bits if not isinstance(count, int)]
+    return sum(told, start=jnp.asarray(known, jnp.int32))
+
+
+def _prepared(codec: Codec, leaves: list[Any], key: jax.Array) -> list[jax.Array]:
+    """What the codec gets with each leaf: a key, unless it prepares something else."""
+    if codec.prepare is None:
+        return leaf_keys(key, len(leaves))
+    return codec.prepare([_vector(leaf)[0] for leaf in leaves])
 
 
 def leafwise(codec: Codec) -> Compressor:
@@ -110,7 +116,7 @@ def leafwise(codec: Codec) -> Compressor:
 
     def compress(delta: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
         leaves, structure = jax.tree.flatten(dense(delta))
-        packed = [pack(codec.encode, leaf, k) for leaf, k in zip(leaves, leaf_keys(key, len(leaves)), strict=True)]
+        packed = [pack(codec.encode, leaf, k) for leaf, k in zip(leaves, _prepared(codec, leaves, key), strict=True)]
         return jax.tree.unflatten(structure, packed), state
 
     def decompress(compressed: PyTree) -> PyTree:
@@ -124,9 +130,9 @@ def leafwise(codec: Codec) -> Compressor:
         assert codec.roundtrip is not None
         leaves, structure = jax.tree.flatten(dense(delta))
         after, counts = [], []
-        for leaf, leaf_key in zip(leaves, leaf_keys(key, len(leaves)), strict=True):
+        for leaf, prepared in zip(leaves, _prepared(codec, leaves, key), strict=True):
             vector, *shape = _vector(leaf)
-            vector, count = codec.roundtrip(vector, leaf_key)
+            vector, count = codec.roundtrip(vector, prepared)
             after.append(_tree(vector, *shape))
             counts.append(count)
         like = jax.tree.unflatten(structure, [0] * len(leaves))
@@ -175,8 +181,11 @@ def whole(codec: Codec) -> Compressor:
       (8,)
     """
 
+    def prepared(delta: PyTree, key: jax.Array) -> jax.Array:
+        return key if codec.prepare is None else codec.prepare([_vector(delta)[0]])[0]
+
     def compress(delta: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
-        return pack(codec.encode, delta, key), state
+        return pack(codec.encode, delta, prepared(delta, key)), state
 
     def refuse(mask: PyTree | None, num_layers: int | None) -> None:
         if mask is not None or num_layers is not None:
@@ -192,7 +201,7 @@ def whole(codec: Codec) -> Compressor:
     def roundtrip(delta: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree, Callable[..., jax.Array]]:
         assert codec.roundtrip is not None
         vector, *shape = _vector(delta)
-        vector, count = codec.roundtrip(vector, key)
+        vector, count = codec.roundtrip(vector, prepared(delta, key))
 
         def count_bits(mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
             refuse(mask, num_layers)
@@ -289,7 +298,7 @@ def decompressed_names(compressed: PyTree) -> PyTree:
     return jax.tree.map(lambda packed: 0, compressed, is_leaf=_is_packed)
 
 
-def masked_bits(counts: list[jax.Array | int], like: PyTree, mask: PyTree | None, num_layers: int | None) -> jax.Array:
+def masked_bits(counts: list[ToldBits | int], like: PyTree, mask: PyTree | None, num_layers: int | None) -> jax.Array:
     """Bits of the leaves that are sent, and of the bitmap where layers were masked.
 
     Args:
@@ -315,9 +324,8 @@ def masked_bits(counts: list[jax.Array | int], like: PyTree, mask: PyTree | None
             f"got {jax.tree.structure(mask)}."
         )
     _counted(counts)  # refuses what does not fit even if all of it is sent
-    sent = [
-        jnp.where(jnp.asarray(m) > 0, jnp.asarray(count, jnp.int32), jnp.zeros((), jnp.int32))
-        for m, count in zip(jax.tree.leaves(mask), counts, strict=True)
-    ]
     num_layers = len(layer_names(like)) if num_layers is None else num_layers
-    return _counted([*sent, 8 * -(-num_layers // 8)])
+    total = _counted([8 * -(-num_layers // 8)])
+    for layer, count in zip(jax.tree.leaves(mask), counts, strict=True):
+        total = total + jnp.where(jnp.asarray(layer) > 0, _counted([count]), jnp.zeros((), jnp.int32))
+    return total

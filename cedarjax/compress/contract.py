@@ -55,6 +55,15 @@ class Compressor(NamedTuple):
     """As `bits`, float32: an estimate of the size if codes and indices were entropy-coded; None if there is none."""
 
 
+class ToldBits(NamedTuple):
+    """Bits that depend on the numbers."""
+
+    bits: jax.Array
+    """int32 scalar."""
+    most: int
+    """What they cannot exceed."""
+
+
 class Codec(NamedTuple):
     """Lossy compression of one vector of floats; `leafwise` and `whole` make a `Compressor` of it."""
 
@@ -63,12 +72,15 @@ class Codec(NamedTuple):
     float32 or wider). The payload is arrays, and nothing that the receiver knows."""
     decode: Callable[[PyTree, int], jax.Array]
     """`decode(payload, d) -> [d]` floats."""
-    bits: Callable[[PyTree, int], jax.Array | int]
+    bits: Callable[[PyTree, int], ToldBits | int]
     """`bits(payload, d)`, of a dense serialisation of the payload."""
-    roundtrip: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | int]] | None = None
+    roundtrip: Callable[[jax.Array, jax.Array], tuple[jax.Array, ToldBits | int]] | None = None
     """`roundtrip(vector, key) -> (decode(encode(vector, key), d), bits)`, if there is a shorter way."""
     entropy: Callable[[PyTree, int], jax.Array | float] | None = None
     """`entropy(payload, d)`: bits with an ideal entropy coder for codes and indices, an estimate."""
+    prepare: Callable[[list[jax.Array]], list[jax.Array]] | None = None
+    """`prepare(vectors)`: what `encode` and `roundtrip` get with each vector in place of a key; for a codec that draws
+    nothing and has something to look up that is looked up faster in all vectors at once."""
 
 
 @jax.tree_util.register_dataclass

@@ -66,6 +66,23 @@ def count(condition: jax.Array) -> jax.Array:
     return jnp.sum(condition.astype(jnp.float32))  # XLA:CPU adds floats faster than integers
 
 
+def count_finite(condition: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How many are true, and whether their numbers are finite, in one pass.
+
+    Args:
+      condition: `[d]` bool.
+      vector: `[d]` numbers.
+
+    Returns:
+      float32 scalar, as `count`, and undefined if some are not finite; and bool scalar.
+    """
+    nothing = (vector * 0.0).astype(jnp.float32)  # NaN for what is not finite
+    if condition.shape[0] >= _EXACT:
+        return count(condition), jnp.isfinite(jnp.sum(jnp.where(condition, nothing, 0.0)))
+    number = jnp.sum(jnp.where(condition, 1.0 + nothing, 0.0))
+    return number, jnp.isfinite(number)
+
+
 def narrow(
     keys: jax.Array, bracket: Bracket, fewest: float, most: float, probe: jax.Array, decay: jax.Array
 ) -> tuple[Bracket, jax.Array]:
@@ -139,7 +156,7 @@ def _searched(keys: jax.Array, fewest: float, most: float) -> tuple[Bracket, jax
     return narrow(keys, bracket, fewest, most, math.log(size / max(0.5 * (fewest + most), 0.5)) / decay, decay)
 
 
-def largest(vector: jax.Array, num_chosen: int, num_fewer: int = 0) -> jax.Array:
+def largest(vector: jax.Array, num_chosen: int) -> jax.Array:
     """Marks the `k` numbers of largest magnitude; of equal ones, those of lowest index.
 
     Zeros are all alike: where fewer than `k` numbers are not 0, all zeros are marked.
@@ -147,8 +164,6 @@ def largest(vector: jax.Array, num_chosen: int, num_fewer: int = 0) -> jax.Array
     Args:
       vector: `[d]` float32 or float64. NaN counts as the largest.
       num_chosen: `k`, `1 <= k <= d`.
-      num_fewer: how many fewer may be marked. The numbers marked are then the largest, but perhaps not all `k`: the
-        search ends sooner.
 
     Returns:
       `[d]` bool.
@@ -161,17 +176,16 @@ def largest(vector: jax.Array, num_chosen: int, num_fewer: int = 0) -> jax.Array
     size = vector.shape[0]
     if num_chosen >= size:
         return jnp.ones(size, bool)
-    fewest, most = float(num_chosen - num_fewer), float(num_chosen)
+    goal = float(num_chosen)
     keys = magnitude_keys(lax.stop_gradient(vector))
     if size < _LONG:
-        bracket, _ = _searched(keys, fewest, most)
+        bracket, _ = _searched(keys, goal, goal)
     else:
         stride = (size // _SAMPLE) | 1  # odd, so that it meets all columns of a matrix
         sample = keys[::stride]
         share = sample.shape[0] / size
-        goal = 0.5 * (fewest + most) * share
-        spread = 0.5 * goal**0.5  # what a sample says is not more certain
-        guess, decay = _searched(sample, max(goal - spread, 0.0), goal + spread)
+        spread = 0.5 * (goal * share) ** 0.5  # what a sample says is not more certain
+        guess, decay = _searched(sample, max(goal * share - spread, 0.0), goal * share + spread)
         probe = _magnitude(guess.high)
         bracket = Bracket(
             low=jnp.full((), -1, keys.dtype),
@@ -179,15 +193,15 @@ def largest(vector: jax.Array, num_chosen: int, num_fewer: int = 0) -> jax.Array
             high=jnp.asarray(jnp.iinfo(keys.dtype).max, keys.dtype),
             above_high=jnp.zeros((), jnp.float32),
         )
-        bracket, _ = narrow(keys, bracket, fewest, most, probe, decay)
-    end = _last_of_equals(keys, bracket, fewest, most)
+        bracket, _ = narrow(keys, bracket, goal, goal, probe, decay)
+    end = _last_of_equals(keys, bracket, goal)
     return (keys > bracket.high) | ((keys == bracket.high) & (lax.iota(jnp.int32, size) < end))
 
 
-def _last_of_equals(keys: jax.Array, bracket: Bracket, fewest: float, most: float) -> jax.Array:
+def _last_of_equals(keys: jax.Array, bracket: Bracket, goal: float) -> jax.Array:
     """Where the numbers equal to the upper end stop being marked: 0 unless some of them are needed."""
     size = keys.shape[0]
-    missing = jnp.where(bracket.above_high < fewest, most - bracket.above_high, 0.0)
+    missing = goal - bracket.above_high
     equals = bracket.above_low - bracket.above_high
     all_or_none = (missing == 0) | (missing >= equals) | (bracket.high == 0)
     end = jnp.where(missing == 0, 0, size).astype(jnp.int32)

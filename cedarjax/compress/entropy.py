@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import gammaln
 
 
 def code_entropy(codes: jax.Array, num_symbols: int) -> jax.Array:
@@ -28,19 +29,20 @@ def code_entropy(codes: jax.Array, num_symbols: int) -> jax.Array:
     return jnp.sum(jnp.where(counts > 0, counts * (math.log2(max(codes.shape[0], 1)) - jnp.log2(seen)), 0.0))
 
 
-def subset_entropy(size: int, num_chosen: int) -> float:
+def subset_entropy(size: int, num_chosen: jax.Array | int) -> jax.Array:
     """Bits of a set of indices when all of its size are alike, `log2 binomial(d, k)`.
 
     Args:
       size: `d`.
-      num_chosen: `k`.
+      num_chosen: `k`, a number or an array of whole numbers.
 
     Returns:
-      A Python float.
+      float32 of the shape of `k`.
 
     Example:
-      >>> print(round(subset_entropy(4, 2), 4))  # of six sets
+      >>> print(subset_entropy(4, 2).round(4))  # of six sets
       2.585
     """
-    ways = math.lgamma(size + 1) - math.lgamma(num_chosen + 1) - math.lgamma(size - num_chosen + 1)
-    return max(ways / math.log(2), 0.0)
+    chosen = jnp.asarray(num_chosen, jnp.float32)
+    ways = math.lgamma(size + 1) - gammaln(chosen + 1.0) - gammaln(float(size) - chosen + 1.0)
+    return jnp.maximum(ways / math.log(2), 0.0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cedarjax.compress.codec import Compressor, Packed, decompressed_names, masked_bits
+from cedarjax.compress.codec import Compressor, Packed, ToldBits, decompressed_names, masked_bits
 from cedarjax.compress.low_rank import Factors, first_start, matrix_shape, power_step
 from cedarjax.core.batches import check_positive
 from cedarjax.core.client_mean import client_mean
@@ -101,7 +101,7 @@ def powersgd(rank: int, *, seed: int = 0) -> Compressor:
         return jax.tree.map(restore, compressed, is_leaf=_is_packed)
 
     def bits(compressed: PyTree, mask: PyTree | None = None, *, num_layers: int | None = None) -> jax.Array:
-        counts: list[jax.Array | int] = [
+        counts: list[ToldBits | int] = [
             _leaf_bits(p.arrays[0], rank) for p in jax.tree.leaves(compressed, is_leaf=_is_packed)
         ]
         return masked_bits(counts, decompressed_names(compressed), mask, num_layers)

@@ -51,23 +51,20 @@ def check_fraction(fraction: float) -> None:
         raise ValueError(f"fraction must lie within (0, 1], got {fraction}.")
 
 
-def top_k(fraction: float, *, tolerance: float = 0.0, scope: Scope = "leaf") -> Compressor:
+def top_k(fraction: float, *, scope: Scope = "leaf") -> Compressor:
     """Sends the `k = max(1, round(fraction d))` numbers of largest magnitude; of equal ones, those of lowest index.
 
     Contractive: `|C(v) - v|^2 <= (1 - k / d) |v|^2`. Use it with error feedback.
 
     Args:
       fraction: of the numbers, in (0, 1].
-      tolerance: share of the `k` places, below 1, that may stay empty. The numbers sent are still the largest ones, and
-        `k (1 - tolerance)` of them at the least, so the bound holds for so many; empty places are sent all the same.
-        The search ends sooner.
       scope: whether a leaf or the whole model is one vector.
 
     Returns:
       A `Compressor`; `k ceil(log2 d)` bits for indices, and `k` numbers in the dtype of the parameters.
 
     Raises:
-      ValueError: if `fraction` or `tolerance` is out of range.
+      ValueError: if `fraction` is out of range.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -77,12 +74,9 @@ def top_k(fraction: float, *, tolerance: float = 0.0, scope: Scope = "leaf") -> 
       [ 0. -3.  2.  0.] 68
     """
     check_fraction(fraction)
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must lie within [0, 1), got {tolerance}.")
 
     def kept(vector: jax.Array) -> jax.Array:
-        count = num_kept(vector.shape[0], fraction)
-        return largest(vector.astype(accumulator(vector)), count, int(tolerance * count))
+        return largest(vector.astype(accumulator(vector)), num_kept(vector.shape[0], fraction))
 
     def encode(vector: jax.Array, key: jax.Array) -> SparsePayload:
         size = vector.shape[0]
@@ -112,7 +106,7 @@ def top_k(fraction: float, *, tolerance: float = 0.0, scope: Scope = "leaf") -> 
             return vector, 0
         return jnp.where(kept(vector), vector, jnp.zeros((), vector.dtype)), num_bits(size, vector.dtype)
 
-    def entropy(payload: SparsePayload, size: int) -> float:
+    def entropy(payload: SparsePayload, size: int) -> jax.Array:
         count = num_kept(size, fraction)
         return subset_entropy(size, count) + 8.0 * count * payload.values.dtype.itemsize
 

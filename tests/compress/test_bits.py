@@ -16,6 +16,7 @@ CASES = {
     "terngrad": (lambda scope: compress.terngrad(scope=scope), 2),
     "sign": (lambda scope: compress.sign(scope=scope), 1),
     "top_k": (lambda scope: compress.top_k(0.3, scope=scope), None),
+    "sampled_top_k": (lambda scope: compress.sampled_top_k(0.3, scope=scope), None),
     "random_k": (lambda scope: compress.random_k(0.3, scope=scope), None),
 }
 
@@ -38,6 +39,13 @@ def serialised(payload, size, code_bits):
         width = math.ceil(math.log2(size)) if size > 1 else 0
         indices = "".join(f"{i:0{width}b}" for i in unpacked(payload.indices, width, count)) if width else ""
         return indices + raw(payload.values)
+    if isinstance(payload, compress.ToldPayload):
+        count, most = int(payload.num_sent), len(payload.values)
+        width = math.ceil(math.log2(size)) if size > 1 else 0
+        told = math.ceil(math.log2(most + 1))
+        indices = unpacked(payload.indices, width, count) if width else []
+        head = f"{count:0{told}b}" if told else ""
+        return head + "".join(f"{i:0{width}b}" for i in indices) + raw(payload.values[:count])
     if isinstance(payload, compress.SeededPayload):
         return (raw(payload.seed) if size else "") + raw(payload.values)
     words, *floats = payload
@@ -80,7 +88,7 @@ def test_as_one_vector(name):
 
 
 @pytest.mark.parametrize("num_layers", [None, 9])
-@pytest.mark.parametrize("name", ["uniform_3", "qsgd_6", "top_k"])
+@pytest.mark.parametrize("name", ["uniform_3", "qsgd_6", "top_k", "sampled_top_k"])
 def test_with_layers_left_out(name, num_layers):
     make, width = CASES[name]
     compressor, delta = make("leaf"), tree()
@@ -96,7 +104,7 @@ def test_with_layers_left_out(name, num_layers):
     assert int(jax.jit(lambda m: count(m, num_layers=num_layers))(mask)) == want
 
 
-@pytest.mark.parametrize("name", ["uniform_3", "qsgd_6", "terngrad", "sign", "top_k"])
+@pytest.mark.parametrize("name", ["uniform_3", "qsgd_6", "terngrad", "sign", "top_k", "sampled_top_k"])
 def test_entropy_is_an_estimate_below_the_exact_count(name):
     make, width = CASES[name]
     compressor = make("model")
@@ -104,6 +112,9 @@ def test_entropy_is_an_estimate_below_the_exact_count(name):
     payload, size = compressed.payload, compressed.size
     if name == "top_k":
         want = math.log2(math.comb(size, len(payload.values))) + 32 * len(payload.values)
+    elif name == "sampled_top_k":
+        count, told = int(payload.num_sent), math.ceil(math.log2(len(payload.values) + 1))
+        want = told + math.log2(math.comb(size, count)) + 32 * count
     else:
         words, *floats = payload
         often = np.unique(unpacked(words, width, size), return_counts=True)[1]

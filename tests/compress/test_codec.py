@@ -101,9 +101,11 @@ def test_bad_masks(mask, num_layers, message):
 
 
 def test_bits_that_follow_the_data():
-    counts = [jnp.asarray(5, jnp.int32), 7]
+    counts = [compress.ToldBits(jnp.asarray(5, jnp.int32), 2**31 - 8), 7]
     assert int(masked_bits(counts, [0, 0], None, None)) == 12
     assert int(masked_bits(counts, [0, 0], [jnp.float32(1.0), jnp.float32(0.0)], None)) == 5 + 8
+    with pytest.raises(ValueError, match="less than 2.31 bits, got 2147483648"):  # what may come, not what came
+        masked_bits([*counts, 1], [0, 0, 0], None, None)
 
 
 def test_bad_scopes():

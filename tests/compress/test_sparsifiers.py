@@ -46,7 +46,7 @@ KINDS = {
 @pytest.mark.parametrize("size", [1, 2, 50])
 def test_largest_is_that_of_a_stable_sort(kind, size):
     v = KINDS[kind](np.random.default_rng(size), size).astype(np.float32)
-    mark = jax.jit(compress.largest, static_argnums=(1, 2))
+    mark = jax.jit(compress.largest, static_argnums=1)
     for k in {1, max(1, size // 10), size // 2 + 1, size}:
         check_marks(v, np.asarray(mark(jnp.asarray(v), k)), k)
 
@@ -58,16 +58,6 @@ def test_a_sample_leads_to_the_same(kind, monkeypatch):
     v = KINDS[kind](np.random.default_rng(5), 3001).astype(np.float32)
     for k in (1, 30, 300, 2000, 3000):
         check_marks(v, np.asarray(jax.jit(compress.largest, static_argnums=1)(v, k)), k)
-
-
-@pytest.mark.parametrize("num_fewer", [1, 20])
-def test_fewer_may_be_marked_but_only_the_largest(num_fewer, monkeypatch):
-    monkeypatch.setattr(counting, "_LONG", 500)
-    for size in (400, 3000):
-        v = np.random.default_rng(0).normal(size=size).astype(np.float32)
-        got = np.asarray(compress.largest(jnp.asarray(v), 100, num_fewer))
-        assert 100 - num_fewer <= got.sum() <= 100
-        np.testing.assert_array_equal(got, largest_by_sorting(v, got.sum()))
 
 
 @settings(max_examples=12)  # each length is compiled
@@ -89,12 +79,11 @@ def test_top_k_sends_k_places_in_order():
     assert full.values.shape == (5,) and set(full.values.tolist()) == {0.0, -5.0, 1.0, 5.0, 2.0}
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 0.3])
 @pytest.mark.parametrize("fraction", [0.01, 0.25, 1.0])
-def test_top_k_contracts(fraction, tolerance):
+def test_top_k_contracts(fraction):
     v = np.random.default_rng(0).standard_t(2, size=400).astype(np.float32)
-    got = np.asarray(through(compress.top_k(fraction, tolerance=tolerance), jnp.asarray(v), jax.random.key(0)))
-    k = round(fraction * 400) - int(tolerance * round(fraction * 400))
+    got = np.asarray(through(compress.top_k(fraction), jnp.asarray(v), jax.random.key(0)))
+    k = round(fraction * 400)
     squares = v.astype(np.float64) ** 2
     assert ((got - v).astype(np.float64) ** 2).sum() <= (1 - k / 400) * squares.sum() + 1e-9
     assert (got != 0).sum() >= k
@@ -124,10 +113,9 @@ def test_wide_floats(x64):
     assert through(compress.random_k(1.0), v, jax.random.key(0)).dtype == jnp.float64
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 0.3])
-def test_the_short_way_gives_the_same_numbers_and_bits(tolerance):
+def test_the_short_way_gives_the_same_numbers_and_bits():
     delta = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(30, 9)), jnp.float32), "b": jnp.ones(5)}
-    compressor, key = compress.top_k(0.2, tolerance=tolerance), jax.random.key(0)
+    compressor, key = compress.top_k(0.2), jax.random.key(0)
     after, _, count = compressor.roundtrip(delta, (), key)
     compressed, _ = compressor.compress(delta, (), key)
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(compressor.decompress(compressed)), strict=True):
@@ -195,8 +183,3 @@ def test_random_k_is_unbiased_with_its_variance():
 def test_bad_fractions(make, fraction):
     with pytest.raises(ValueError, match=rf"fraction must lie within \(0, 1\], got {fraction}"):
         make(fraction)
-
-
-def test_bad_tolerances():
-    with pytest.raises(ValueError, match=r"tolerance must lie within \[0, 1\), got 1"):
-        compress.top_k(0.1, tolerance=1)

@@ -45,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NUM_DEVICES = 8
 MESH_SIZE = 4
 MANY_PROGRAMS = {"compress", "meta", "privacy"}
+LONG_LAWS = ("agrees_without_jit", "agrees_across_layouts")
 
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 # JAX writes cache entries in place and without a lock: one folder a worker, so that nobody reads half an entry.
@@ -53,6 +54,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 hypothesis.settings.register_profile("cedarjax", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("cedarjax")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Double precision, and the laws that cost most for what they catch, are for `make test-all`."""
+    for item in items:
+        law_is_long = any(law in item.name for law in LONG_LAWS) and item.path.name != "test_contracts.py"
+        if law_is_long or "x64" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

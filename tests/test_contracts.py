@@ -113,6 +113,7 @@ LOCAL_UPDATES = {
     "filter_taylor": lambda: filtered(one_gradient(), num_skipped=1, score="taylor", loss_fn=loss_fn),
     "filter_random": lambda: filtered(one_gradient(), num_skipped=1, score="random"),
     "compressed": lambda: cj.compress.with_compression(one_gradient(), cj.compress.qsgd(4)),
+    "compressed_told": lambda: cj.compress.with_compression(one_gradient(), cj.compress.sampled_top_k(0.25)),
     "error_feedback": lambda: cj.compress.with_error_feedback(sgd(), cj.compress.top_k(0.25)),
 }
 
@@ -184,6 +185,7 @@ def test_attack(kernel, law):
     testing.ATTACK_LAWS[law](attack_case(kernel))
 
 
+@pytest.mark.slow
 def test_jit_agrees_with_no_jit_at_three_hundred_clients():
     case = local_case("sgd", None)
     many = jax.tree.map(lambda x: jnp.tile(x, (50, *[1] * (x.ndim - 1)))[:300], case.data)

@@ -80,25 +80,15 @@ def sampled_thresholds(vectors: list[jax.Array], fraction: float, num_samples: i
       the sample reaches it, if so many are not 0.
     """
     found: list[jax.Array] = [jnp.ones((), _key_dtype(vector)) for vector in vectors]
-    for dtype in sorted({key.dtype for key in found}, key=lambda dtype: dtype.itemsize):
-        rows, samples, goals = [], [], []
-        for i, vector in enumerate(vectors):
-            size = vector.shape[0]
-            if found[i].dtype != dtype or num_kept(size, fraction) == size:
-                continue
-            how = sampling(size, fraction, num_samples)
-            sample = _keys(vector[:: how.stride])
-            if how.num_above == 1:
-                found[i] = jnp.maximum(jnp.max(sample), 1)
-            else:
-                rows.append(i)
-                samples.append(sample)
-                goals.append(float(how.num_above))
-        if rows:
-            width = max(sample.shape[0] for sample in samples)
-            padded = jnp.stack([jnp.pad(x, (0, width - x.shape[0]), constant_values=-1) for x in samples])
-            for i, key in zip(rows, _quantiles(padded, jnp.asarray(goals, jnp.float32)), strict=True):
-                found[i] = jnp.maximum(key, 1)
+    groups: dict[jnp.dtype, list[int]] = {}
+    for i, vector in enumerate(vectors):
+        if num_kept(vector.shape[0], fraction) < vector.shape[0]:
+            groups.setdefault(found[i].dtype, []).append(i)
+    for group in groups.values():
+        ways = [sampling(vectors[i].shape[0], fraction, num_samples) for i in group]
+        samples = [_keys(vectors[i][:: way.stride]) for i, way in zip(group, ways, strict=True)]
+        for i, key in zip(group, _quantiles(samples, [way.num_above for way in ways]), strict=True):
+            found[i] = jnp.maximum(key, 1)
     return found
 
 
@@ -110,17 +100,28 @@ def _keys(vector: jax.Array) -> jax.Array:
     return magnitude_keys(lax.stop_gradient(vector.astype(accumulator(vector))))
 
 
-def _quantiles(keys: jax.Array, goals: jax.Array) -> jax.Array:
-    """Of each row the key that so many reach, rounded down to a few bits: one more bit is settled at every turn."""
-    num_bits = 8 * keys.dtype.itemsize - 1
-    floating = jnp.finfo(jnp.float64 if keys.dtype.itemsize == 8 else jnp.float32)
+def _quantiles(samples: list[jax.Array], goals: list[int]) -> list[jax.Array]:
+    """Of each sample the key that so many reach, rounded down to a few bits, of which every turn settles one more."""
+    found = [jnp.max(sample) for sample in samples]
+    several = [i for i, goal in enumerate(goals) if goal > 1]
+    if not several:
+        return found
+    width = max(samples[i].shape[0] for i in several)
+    # Padding is -1 and reaches nothing.
+    keys = jnp.stack([jnp.pad(samples[i], (0, width - samples[i].shape[0]), constant_values=-1) for i in several])
+    wanted = jnp.asarray([float(goals[i]) for i in several], jnp.float32)
+    top_bit = 8 * keys.dtype.itemsize - 2
+    num_bits = jnp.finfo(jnp.float64 if keys.dtype.itemsize == 8 else jnp.float32).nexp + _MANTISSA_BITS
 
     def settle(turn: jax.Array, low: jax.Array) -> jax.Array:
-        key = low + (jnp.ones((), keys.dtype) << (num_bits - 1 - turn).astype(keys.dtype))
+        key = low + (jnp.ones((), keys.dtype) << (top_bit - turn).astype(keys.dtype))
         reached = jnp.sum((keys >= key[:, None]).astype(jnp.float32), axis=1)
-        return jnp.where(reached >= goals, key, low)
+        return jnp.where(reached >= wanted, key, low)
 
-    return lax.fori_loop(0, floating.nexp + _MANTISSA_BITS, settle, jnp.zeros(keys.shape[0], keys.dtype))
+    settled = lax.fori_loop(0, num_bits, settle, jnp.zeros(len(several), keys.dtype))
+    for row, i in enumerate(several):
+        found[i] = settled[row]
+    return found
 
 
 class _Kept(NamedTuple):

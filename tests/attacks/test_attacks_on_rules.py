@@ -155,6 +155,7 @@ def test_refining_looks_on_both_sides_of_the_best(peak):
     np.testing.assert_allclose(found, min(peak, 8.0), atol=1 / 3**3 / 2)  # the spacing shrinks to a third each time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FACTORIES)
 def test_refining_finds_the_edge_of_the_cliff(kind):
     # beyond some strength the attackers are out of the rule's reach

@@ -42,6 +42,7 @@ def fast_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule, attack",
     [
@@ -68,6 +69,7 @@ def test_strength_and_objective_agree(rule, attack):
     assert float(got_info.objective) > 0
 
 
+@pytest.mark.slow
 def test_layer_masks_are_tried_on_written_rows():
     updates, byzantine = make_updates(), jnp.arange(NUM_CLIENTS) >= NUM_CLIENTS - F
     weights = {"a": jnp.ones(NUM_CLIENTS).at[1].set(0.0), "b": jnp.ones(NUM_CLIENTS)}

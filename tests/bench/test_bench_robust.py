@@ -21,6 +21,7 @@ def test_updates_are_a_common_direction_and_noise_of_different_size():
     assert robust.inputs(20, 4000, DTYPE).updates is updates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_weighted", [False, True])
 @pytest.mark.parametrize("name", robust.RULES)
 def test_every_rule_traces_in_every_layout(name, is_weighted):

@@ -70,6 +70,7 @@ def expected(kind, task):
     return {name: np.mean([np.float64(result[name]) for result in results], axis=0) for name in task.params}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [("fedavg", "mlp"), ("fedavg", "cnn"), ("maml", "mlp"), ("maml", "cnn")])
 def test_a_round_is_what_peers_are_told_to_do(task_of, kind, name):
     task = task_of(kind, name, 3)

@@ -98,6 +98,7 @@ def test_failed_installation_is_reported_and_leaves_no_stamp(tmp_path, monkeypat
     assert not list((tmp_path / "cache").rglob("stamp"))
 
 
+@pytest.mark.slow
 def test_installation_that_really_fails(tmp_path):
     requirements = tmp_path / "peer.txt"
     requirements.write_text(f"{tmp_path}/nothing_here-1.0-py3-none-any.whl\n", encoding="utf-8")

@@ -51,6 +51,7 @@ def total(trees):
 
 EXACT = {
     "top_k": lambda: compress.top_k(0.25),
+    "sampled_top_k": lambda: compress.sampled_top_k(0.25),
     "random_k": lambda: compress.random_k(0.25, scale=False),
     "top_k_whole": lambda: compress.top_k(0.25, scope="model"),
 }

@@ -136,6 +136,7 @@ def check_as_it_was(delta, got):
         assert np.isfinite(np.asarray(b, np.float64)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["leaf", "model"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("name", ["uniform_3", "uniform_chunks", "qsgd_4", "terngrad", "sign"])

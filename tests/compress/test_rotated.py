@@ -182,6 +182,7 @@ def test_min_mse_is_shorter_by_what_it_loses():
     np.testing.assert_allclose(along.mean(), 2 / np.pi, rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compressor", "want"),
     [

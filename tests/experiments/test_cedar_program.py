@@ -119,6 +119,7 @@ def test_stacked_federations_keep_their_rows(small_setting):
         np.testing.assert_array_equal(stacked.offsets[seed], one.offsets)
 
 
+@pytest.mark.slow
 def test_comparison_reuses_what_is_done(small_setting, tmp_path):
     from rich.console import Console
 

@@ -72,6 +72,7 @@ def test_there_are_three_architectures_for_every_input(shape, names):
         assert logits.shape == (2, 4)
 
 
+@pytest.mark.slow
 def test_a_run_is_told_and_resumed(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=200)
     results = command.run(config("fedcache", "fd", "fedavg", out=tmp_path / "run"), console)

@@ -53,6 +53,7 @@ def is_alive(process_id):
 ROUND = "--clients 60 --block 20 --chunk 5".split()
 
 
+@pytest.mark.slow
 def test_two_processes_run_the_round_of_one(tmp_path, capfd):
     def written(name):
         return ["--json", str(tmp_path / f"{name}.json"), "--params", str(tmp_path / f"{name}.npz")]

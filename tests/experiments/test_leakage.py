@@ -131,6 +131,7 @@ def test_public_pictures_span_a_space_that_holds_them(first):
     assert (left**2).sum() < 0.1 * (centred**2).sum()
 
 
+@pytest.mark.slow
 def test_a_run_is_told_and_resumed(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=200)
     results = command.run(config("full", "only_head", out=tmp_path / "run"), console)

@@ -64,6 +64,7 @@ def test_everybody_has_a_grid_of_one_size():
     assert len(set(labels)) == len(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, "auto"])
 def test_scores_do_not_depend_on_how_clients_are_laid_out(chunk_size, small, monkeypatch):
     def score():

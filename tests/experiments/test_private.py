@@ -57,6 +57,7 @@ def test_a_plan_has_places_enough():
     assert 0 < plan.overflow_probability <= 1e-4 and plan.epsilon == math.inf
 
 
+@pytest.mark.slow
 def test_a_run_is_told_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "RATES", {"sgd": (0.1,)})
     out, console = tmp_path / "run", Console(file=io.StringIO(), width=240)

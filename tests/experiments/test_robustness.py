@@ -150,6 +150,7 @@ def straight(data, setup, rule, attack, flips):
 ATTACKS = ("none", "sign_flip", "label_flip", "alie", "mimic", "optimised_ipm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mean", "trimmed_mean"])
 def test_a_program_is_its_rounds_one_after_another(name):
     """A batch of all 40 rows makes a client's work one step of gradient descent, whatever their order."""
@@ -225,6 +226,7 @@ def test_groups_are_few_programs_and_leave_out_what_is_not_defined():
     assert wide.groups == (("bulyan", (0.2,)), ("median", (0.2, 0.4)))
 
 
+@pytest.mark.slow
 def test_a_run_has_every_cell_once(small):
     config, results = small
     cells = [(c["rule"], c["fraction"], c["attack"]) for c in results["cells"]]

@@ -381,6 +381,7 @@ def test_everything_under_x64(x64):
 # Transformations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["rcs", "update_norm", "cosine", "random"])
 @pytest.mark.parametrize("options", [{"num_skipped": 1}, {"max_bytes": 300, "carry_limit": 100}])
 def test_scan_jit_and_cohort_maps_agree_with_plain_calls(score, options):

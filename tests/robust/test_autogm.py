@@ -82,6 +82,7 @@ def test_absent_and_broken_clients():
     assert state.num_nonfinite == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [np.ones((4, 2)), np.zeros((1, 2)), np.eye(3, 2)])
 def test_few_and_equal_updates_and_their_gradients(rows):
     rule = autogm(1.0, 1e-3, 5, 2)

@@ -80,6 +80,7 @@ def test_measured_against_the_kept_it_is_quick_however_far_out_a_client_is():
     assert state.info.coefficients[2] == 0 and np.abs(out).max() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_over", ["all", "kept"])
 @pytest.mark.parametrize("f", [0, 2])
 def test_equal_updates_and_no_attackers_give_the_mean(f, max_over):

@@ -38,6 +38,7 @@ def chosen(state):
     return set(np.flatnonzero(state.info.coefficients).tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [0, 1, 3])
 @pytest.mark.parametrize("kind", ["normal", "attacked", "offset"])
 def test_all_parameters(f, kind):

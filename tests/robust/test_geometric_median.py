@@ -123,6 +123,7 @@ def test_gradients_go_through_the_steps(x64, start):
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["mean", "zero"])
 @pytest.mark.parametrize("rows", [np.zeros((4, 3)), np.ones((4, 3)), np.eye(4, 3)])
 def test_gradients_are_finite_where_distances_vanish(rows, start):

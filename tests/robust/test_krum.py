@@ -70,6 +70,7 @@ def test_scores_by_brute_force(num_neighbors):
     assert np.isinf(got[4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [0, 1, 2, 3])
 def test_krum_counts_the_paper_neighbours_unless_told(f):
     """ByzFL counts one more, which may select another."""

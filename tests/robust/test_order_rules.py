@@ -201,6 +201,7 @@ def value_and_grad(name, x, weights, direction):
     return value, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COLUMN_RULES)
 def test_gradient_is_that_of_the_definition(name):
     """By finite differences, with the centre and the choice held where they are."""
@@ -254,6 +255,7 @@ def test_gradient_through_a_rule():
     np.testing.assert_allclose(got, [[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5], [0, 0]], atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_a_batch_of_cohorts(name):
     rng = np.random.default_rng(6)
@@ -265,6 +267,7 @@ def test_a_batch_of_cohorts(name):
         compare(one, rows[w > 0], w[w > 0], 2, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_half_precision_is_ranked_and_averaged_wide(name):
     x = jnp.asarray(draw("normal", np.random.default_rng(7)), jnp.bfloat16)

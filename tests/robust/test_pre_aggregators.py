@@ -78,6 +78,7 @@ WRAPPERS = {
 PAIRS = [(wrapper, rule) for wrapper in WRAPPERS for rule in RULES if (wrapper, rule) != ("nnm", "bulyan")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrapper", "rule"), PAIRS)
 def test_rule_of_rows_that_were_written_out(wrapper, rule):
     updates = make_updates()

@@ -195,6 +195,7 @@ BY_LAYER = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "layered"), [(name, False) for name in RULES if name not in FAR] + [(name, True) for name in BY_LAYER]
 )

@@ -47,6 +47,7 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
 
 
+@pytest.mark.slow
 @every_selector
 def test_jit_and_no_jit_and_vmap(name):
     keys, everyone = jax.random.split(jax.random.key(0), 3), jnp.ones(N, bool)

@@ -91,6 +91,7 @@ def test_hierfavg_is_the_formula_in_numpy():
         assert [int(m) for m in info.messages] == [present, present, *([NUM_EDGES] * 2 if synced else [0, 0])]
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 @pytest.mark.parametrize(
     "edge_tx", [fedavg(), optax.chain(robust.krum(f=1), optax.adam(0.1)), optax.chain(robust.median(), optax.sgd(0.5))]

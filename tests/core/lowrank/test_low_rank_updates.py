@@ -359,6 +359,7 @@ def work(representation, map_fn, params, cohort):
     return cj.dense(upload.delta), state, info
 
 
+@pytest.mark.slow
 def test_layouts_of_three_hundred_clients(mesh):
     """XLA:CPU has computed NaN for such programs, jitted and with many clients only."""
     params, cohort = federation(MANY)
@@ -441,6 +442,7 @@ def test_rounds(name, mesh):
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(got[0].params))
 
 
+@pytest.mark.slow
 def test_a_whole_run_of_cedar():
     """Low-rank meta updates, layers that are left out, screening; rounds in one scan, the state donated."""
     rng, (params, _) = np.random.default_rng(4), federation(8)

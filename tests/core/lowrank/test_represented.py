@@ -223,6 +223,7 @@ MODELS = {
 INPUTS = {"convolution": (4, 4, 1), "recurrent": (2, 4), "attention": (2, 4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_models(name, x64):
     shapes, loss_fn, ranks = MODELS[name]

@@ -105,6 +105,9 @@ CONTENDERS: dict[str, Contender] = {
     "sign": Contender("sign, feedback", _remembered(lambda: compress.sign()), QUANTISE),
     "top_k10": Contender("top 10 %, feedback", _remembered(lambda: compress.top_k(0.1)), SPARSIFY),
     "top_k1": Contender("top 1 %, feedback", _remembered(lambda: compress.top_k(0.01)), SPARSIFY),
+    "sampled_top_k1": Contender(
+        "sampled top 1 %, feedback", _remembered(lambda: compress.sampled_top_k(0.01)), SPARSIFY
+    ),
     "top_k1_forgets": Contender("top 1 %", _compressed(lambda: compress.top_k(0.01)), SPARSIFY),
     "random_k10": Contender("random 10 %", _compressed(lambda: compress.random_k(0.1)), SPARSIFY),
     "powersgd": Contender("PowerSGD, feedback", _remembered(lambda: compress.powersgd(RANK)), SPARSIFY),

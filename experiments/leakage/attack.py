@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -161,6 +162,25 @@ def read_off(p: Problem, red: Red, _: Any = None) -> Scores:
     return jax.vmap(one_victim)(sent.observed, p.rows(one, Work()))
 
 
+def or_read_off(searched: Mapping[str, Scores], read: Scores, is_there: np.ndarray) -> dict[str, Scores]:
+    """Attackers who read the picture off the first layer where it was sent, and search elsewhere.
+
+    Args:
+      searched: leaves `[S, V, ...]` of those who only search.
+      read: leaves `[S, V, ...]`, what is read off, right or not.
+      is_there: `[S, V]`, whether the first layer was sent.
+    """
+    if is_there.all():
+        return {"read off": read}
+    if not is_there.any():
+        return {}
+
+    def choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.where(is_there.reshape(*is_there.shape, *[1] * (a.ndim - 2)), a, b)
+
+    return {f"{name}, or read off": jax.tree.map(choose, read, scores) for name, scores in searched.items()}
+
+
 class Attacks:
     """Attacks rows of the table; programs are compiled once for all rows that share them.
 
@@ -205,15 +225,15 @@ class Attacks:
         """
         started = time.perf_counter()
         red = self._observed(row)
-        attackers = []
+        found = {}
         for distance in row.distances:
             scores = jax.device_get(self._program(row.work, distance, row.has_head)(red))
             for number, attacker in enumerate(ATTACKERS):
-                one = jax.tree.map(lambda z, n=number: z[:, n], scores)
-                attackers.append(_told(f"{attacker}, {distance}", one))
+                found[f"{attacker}, {distance}"] = jax.tree.map(lambda z, n=number: z[:, n], scores)
         if self.problem.starts_linear and row.work.num_rows == 1:
             program = OverSeeds(functools.partial(read_off, self.problem), self.num_seeds)
-            attackers.append(_told("read off", jax.device_get(program(red))))
+            is_there = np.any(red.sent.mask["block1"]["kernel"], axis=(-2, -1))
+            found |= or_read_off(found, jax.device_get(program(red)), is_there)
         sent = [np.asarray(leaf, np.float64).mean() * leaf[0, 0].size for leaf in jax.tree.leaves(red.sent.mask)]
         size = sum(leaf[0, 0].size for leaf in jax.tree.leaves(red.sent.mask))
         return {
@@ -221,7 +241,7 @@ class Attacks:
             "key": name,
             "group": row.group,
             "pictures": row.work.num_rows,
-            "attackers": attackers,
+            "attackers": [_told(attacker, scores) for attacker, scores in found.items()],
             "sent": sum(sent) / size,
             "left_out": _left_out(red.sent.mask) if row.cedar is not None else {},
             "seconds": round(time.perf_counter() - started, 1),

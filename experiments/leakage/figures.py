@@ -14,7 +14,7 @@ from experiments.leakage.summary import Results, best
 from experiments.style import COLORS, EDGE, FAINT, INK, page
 
 COLUMNS = 11
-"""Ways to send beside each other; the true pictures come first in every band."""
+"""Most ways to send beside each other; the true pictures come first in every band."""
 CELL, GAP = 0.62, 0.07
 LABEL = 0.38
 
@@ -29,8 +29,9 @@ def plot_pictures(path: str | os.PathLike[str], results: Results) -> None:
     side = results["side"]
     true = unpack_pictures(results["true"], side)
     columns = [(r["name"], r["group"], best(r)) for r in results["runs"]]
-    bands = [columns[start : start + COLUMNS] for start in range(0, len(columns), COLUMNS)]
-    count, wide = len(true), min(COLUMNS, len(columns)) + 1
+    most = -(-len(columns) // -(-len(columns) // COLUMNS))  # in bands that are filled alike
+    bands = [columns[start : start + most] for start in range(0, len(columns), most)]
+    count, wide = len(true), max(most, 6) + 1  # the title needs as much
     height = 0.5 + len(bands) * (count * CELL + 1.0)
     width = wide * (CELL + GAP) * 1.28 + 0.2
     with page(path, (width, height)) as figure:

@@ -150,7 +150,8 @@ def test_a_run_is_told_and_resumed(tmp_path, monkeypatch):
     np.testing.assert_allclose(shown, pictures.unpack_pictures(results["true"], problem.SIDE), atol=2 / 255)
     assert by_key["only_head"]["sent"] < 0.1
     names = [f"{attacker}, direction" for attacker in attack.ATTACKERS]
-    assert [a["attacker"] for a in by_key["only_head"]["attackers"]] == [*names, "read off"]
+    assert [a["attacker"] for a in by_key["full"]["attackers"]] == [*names, "read off"]
+    assert [a["attacker"] for a in by_key["only_head"]["attackers"]] == names
 
     def refuse(*args):
         raise AssertionError("what is done is not done again")
@@ -183,6 +184,22 @@ def test_a_model_that_was_trained_is_another(first):
 def test_the_best_attacker_is_chosen_with_and_without_public_pictures():
     record = {"attackers": [{"attacker": "smooth", "psnr": [[1.0, 3.0]]}, {"attacker": "public", "psnr": [[2.0, 9.0]]}]}
     assert summary.best(record)["attacker"] == "public" and summary.best(record, may_know=False)["attacker"] == "smooth"
+
+
+def test_pictures_are_read_off_where_the_first_layer_was_sent():
+    def scores(value):
+        shapes = pictures.Scores._fields
+        leaves = {name: np.full((1, 2, 3, 3) if name == "picture" else (1, 2), value) for name in shapes}
+        return pictures.Scores(**leaves)
+
+    searched, read = {"public, direction": scores(1.0)}, scores(2.0)
+    found = attack.or_read_off(searched, read, np.array([[True, False]]))
+    assert list(found) == ["public, direction, or read off"]
+    for leaf in jax.tree.leaves(found):
+        np.testing.assert_array_equal(leaf[:, 0], 2.0)
+        np.testing.assert_array_equal(leaf[:, 1], 1.0)
+    assert attack.or_read_off(searched, read, np.array([[True, True]])) == {"read off": read}
+    assert attack.or_read_off(searched, read, np.array([[False, False]])) == {}
 
 
 @pytest.mark.parametrize(

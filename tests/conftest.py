@@ -45,7 +45,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NUM_DEVICES = 8
 MESH_SIZE = 4
 MANY_PROGRAMS = {"compress", "meta", "privacy"}
-LONG_LAWS = ("agrees_without_jit", "agrees_across_layouts")
+LONG_LAWS = ("agrees_without_jit", "agrees_across_layouts", "agrees_when_sharded", "reads_weights_by_layer")
+SPINE = ("sgd", "maml", "compressed", "mean", "cedar")
+"""Kernels whose long laws are quick tests all the same."""
 
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 # JAX writes cache entries in place and without a lock: one folder a worker, so that nobody reads half an entry.
@@ -59,7 +61,8 @@ hypothesis.settings.load_profile("cedarjax")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Double precision, and the laws that cost most for what they catch, are for `make test-all`."""
     for item in items:
-        law_is_long = any(law in item.name for law in LONG_LAWS) and item.path.name != "test_contracts.py"
+        is_spine = item.path.name == "test_contracts.py" and any(f"[{kernel}-" in item.name for kernel in SPINE)
+        law_is_long = any(law in item.name for law in LONG_LAWS) and not is_spine
         if law_is_long or "x64" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 

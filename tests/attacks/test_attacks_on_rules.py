@@ -209,6 +209,7 @@ def test_nobody_flagged_and_everybody(attack):
     np.testing.assert_array_equal(matrix(poisoned), 0)
 
 
+@pytest.mark.slow
 def test_laws():
     updates = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 3)), jnp.float32)}
     flags = jnp.array([False, True, False, False, True, False])

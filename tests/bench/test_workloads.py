@@ -10,9 +10,16 @@ import pytest
 from bench import __main__ as program
 from bench.workloads import scale
 
+LARGE = ("cedar", "femnist", "maml_cnn")
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
+    for name in get_args(program.Name)
+    if name != "robust"  # has its own file
+]
+
 
 @pytest.mark.standard_promotion
-@pytest.mark.parametrize("name", [name for name in get_args(program.Name) if name != "robust"])  # has its own file
+@pytest.mark.parametrize("name", NAMES)
 def test_a_workload_is_made_of_programs(name):
     workload = importlib.import_module(f"bench.workloads.{name}").WORKLOAD
     assert workload.title and workload.unit and min(workload.num_clients) >= 1

@@ -62,6 +62,7 @@ def test_edges_meet_in_the_cloud(small):
     assert told.messages.tolist() == [32, 2 * 2 * contenders.NUM_EDGES]
 
 
+@pytest.mark.slow
 def test_a_run_is_told_and_resumed(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=200)
     results = command.run(config("sync", "fedasync", "fedbuff", out=tmp_path / "run", target=0.05), console)

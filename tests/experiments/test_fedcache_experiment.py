@@ -39,6 +39,7 @@ def test_every_row_trains_or_tests():
     assert share.min() > 0.15 and share.max() < 0.35
 
 
+@pytest.mark.slow
 def test_relations_stay_within_a_class_and_a_seed(small):
     labels = np.asarray(small.train.examples["y"])
     owned = np.asarray(small.train.offsets)[:, -1]

@@ -16,6 +16,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_saved_embeds_like_the_model(name, tmp_path):
     model, shape = MODELS[name]

@@ -131,6 +131,7 @@ def test_the_best_on_validation_clients_is_chosen(small):
     np.testing.assert_allclose(best.score, max(RATES["adam"]))
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end_and_on_again(tmp_path, monkeypatch):
     def config(*names):
         return command.Config(

@@ -485,6 +485,7 @@ def test_mistakes_end_the_command_with_status_2(tmp_path, monkeypatch, capsys):
     assert "wisdm" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end(tmp_path):
     arguments = "--rules mean --attacks none alie --fractions 0.25 --alphas 1 --seeds 1 --clients 4 --rounds 2".split()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(ROOT / ".cache" / "program")}

@@ -44,6 +44,7 @@ def assert_same_round(numbers, params, whole):
         np.testing.assert_allclose(leaf, want[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "chunk", "devices", "width"),
     [(20, 5, 1, 20), (7, 3, 1, 9), (2000, 60, 1, 60), (20, 5, 2, 20), (1, 1, None, 8)],

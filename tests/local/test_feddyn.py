@@ -83,6 +83,7 @@ def test_the_strength_can_be_swept():
         jax.tree.map(lambda s, d, i=i: np.testing.assert_allclose(s[i], d, rtol=1e-5), swept, work(alpha))
 
 
+@pytest.mark.slow
 def test_laws():
     oracles.check_laws(build(optax.sgd(RATE, momentum=0.5), num_steps_fn=oracles.half))
 

@@ -149,6 +149,7 @@ def test_the_pull_and_the_rate_can_be_swept():
         jax.tree.map(lambda s, d, i=i: np.testing.assert_allclose(s[i], d, rtol=1e-4), swept, delta(*pair))
 
 
+@pytest.mark.slow
 def test_laws():
     tx = optax.sgd(RATE, momentum=0.5)
     oracles.check_laws(cj.local.fednova(oracles.loss_fn, tx, mu=0.1, batch_size=2, num_steps_fn=oracles.half))

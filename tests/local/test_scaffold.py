@@ -124,6 +124,7 @@ def test_rates_can_be_swept():
         jax.tree.map(lambda s, d, i=i: np.testing.assert_allclose(s[i], d, rtol=1e-5), swept, upload(*pair))
 
 
+@pytest.mark.slow
 def test_laws():
     oracles.check_laws(build(num_steps_fn=oracles.half))
 

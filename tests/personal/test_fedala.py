@@ -158,6 +158,7 @@ def test_a_client_without_examples_stays_finite():
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(results))
 
 
+@pytest.mark.slow
 def test_laws():
     oracles.check_laws(build(num_steps_fn=oracles.half))
 

@@ -153,6 +153,7 @@ def test_weight_and_temperature_can_be_swept():
         jax.tree.map(lambda s, d, i=i: np.testing.assert_allclose(s[i], d, rtol=1e-4), swept, delta(*pair))
 
 
+@pytest.mark.slow
 def test_laws():
     oracles.check_laws(build(num_steps_fn=oracles.half))
 

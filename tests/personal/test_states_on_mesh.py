@@ -49,6 +49,7 @@ def by_client(tree, mesh):
     return jax.device_put(tree, NamedSharding(mesh, P("clients")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "num_clients"), [("fedper", 4), ("fedper", 6), ("fedper", 16), ("ditto", 6), ("fedproto", 6)]
 )

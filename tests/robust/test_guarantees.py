@@ -94,6 +94,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("name", RULES)
 @hypothesis.settings(max_examples=40)

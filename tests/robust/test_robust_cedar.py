@@ -279,6 +279,7 @@ def test_similarity_weights_clip_at_zero():
 # Protocol
 
 
+@pytest.mark.slow
 def test_jit_layouts_and_permutation(mesh):
     updates, weights = make_updates(7, attackers=(3,)), jnp.array([1.0, 2, 3, 1, 0, 1, 2])
     wanted, state = aggregate(updates, weights, jit=False)

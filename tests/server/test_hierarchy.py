@@ -147,6 +147,7 @@ def test_absent_clients_and_edges_change_nothing():
         np.testing.assert_array_equal(got[1:], np.broadcast_to(want, got[1:].shape))
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_layouts_and_resuming_change_nothing():
     dataset, _, _ = make_dataset()

@@ -415,6 +415,7 @@ ROUNDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDS)
 def test_rounds(name, mesh):
     """One round with absent clients that hold NaN."""
